@@ -1,0 +1,2 @@
+//! Long correctness campaigns.
+fn main() {}
