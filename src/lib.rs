@@ -1,7 +1,10 @@
 //! Stillframe, an embedded key-value storage engine.
 
 mod error;
+mod fingerprint;
 mod slice;
+mod sync;
+mod tree;
 
 pub use error::{Error, Fault, Result};
 pub use slice::Slice;
