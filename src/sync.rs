@@ -22,7 +22,86 @@ mod imp {
 }
 
 #[cfg(shuttle)]
-mod imp;
+mod imp {
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+    use std::any::Any;
+    use std::cell::RefCell;
+    use std::ops::{Deref, DerefMut};
+    use std::sync::Arc;
+    pub(crate) use std::sync::atomic::Ordering;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
+    pub(crate) type MutexGuard<'a, T> = shuttle::sync::MutexGuard<'a, T>;
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Mutex(shuttle::sync::Mutex::new(value))
+        }
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("a thread of the model panicked")
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct RwLock<T>(shuttle::sync::RwLock<T>);
+    pub(crate) type RwLockReadGuard<'a, T> = shuttle::sync::RwLockReadGuard<'a, T>;
+    pub(crate) type RwLockWriteGuard<'a, T> = shuttle::sync::RwLockWriteGuard<'a, T>;
+
+    impl<T> RwLock<T> {
+        pub(crate) fn new(value: T) -> Self {
+            RwLock(shuttle::sync::RwLock::new(value))
+        }
+        pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().expect("a thread of the model panicked")
+        }
+        pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().expect("a thread of the model panicked")
+        }
+    }
+
+    shuttle::lazy_static! {
+        static ref EPOCH: shuttle::sync::Mutex<Epoch> = shuttle::sync::Mutex::new(Epoch::default());
+    }
+
+    /// Guards pinned now, and the jobs that wait until there is none.
+    #[derive(Default)]
+    struct Epoch {
+        pinned: usize,
+        jobs: Vec<Box<dyn FnOnce() + Send>>,
+    }
+
+    /// A pinned guard: keeps whatever was loaded under it.
+    pub(crate) struct Guard(RefCell<Vec<Arc<dyn Any + Send + Sync>>>);
+
+    pub(crate) fn pin() -> Guard {
+        EPOCH.lock().expect("a thread of the model panicked").pinned += 1;
+        Guard(RefCell::default())
+    }
+
+    impl Guard {
+        /// Holds `value` for as long as the guard lives.
+        pub(crate) fn keep<T: Any + Send + Sync>(&self, value: Arc<T>) -> Arc<T> {
+            self.0.borrow_mut().push(Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
+            value
+        }
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            let mut epoch = EPOCH.lock().expect("a thread of the model panicked");
+            epoch.pinned -= 1;
+            let jobs = if epoch.pinned == 0 { std::mem::take(&mut epoch.jobs) } else { Vec::new() };
+            drop(epoch);
+            jobs.into_iter().for_each(|job| job());
+        }
+    }
+
+    /// Runs `job` once no guard pinned before now is left.
+    pub(crate) fn defer(_: &Guard, job: impl FnOnce() + Send + 'static) {
+        EPOCH.lock().expect("a thread of the model panicked").jobs.push(Box::new(job));
+    }
+}
 
 pub(crate) use imp::*;
 

@@ -277,8 +277,7 @@ mod tests {
                 live.push(arena.alloc(BLOCK_MIN + pick % (BLOCK_MAX - BLOCK_MIN)));
             }
         }
-        let mut ranges: Vec<_> =
-            live.iter().map(|b| (b.start.as_ptr() as usize, b.len)).collect();
+        let mut ranges: Vec<_> = live.iter().map(|b| (b.start.as_ptr() as usize, b.len)).collect();
         ranges.sort_unstable();
         assert!(ranges.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
         for block in live {

@@ -5,9 +5,10 @@
 //! the old ones. A node drops the prefix that its own fences share, and holds the first 8 bytes behind it
 //! (*heads*) apart from the separators, so that a search touches the heads and one child.
 //!
-//! A removed first entry leaves its node's low fence as it is: a search that then finds nothing at or
-//! below its key looks for the entry before the node's fence instead, which exists because the leftmost
-//! leaf never dies and empty nodes are removed.
+//! A removed first entry leaves its node's low fence as it is, and within an inner node the first child
+//! covers from the node's fence on. A search that then finds nothing at or below its key in a bottom node
+//! looks for the entry before that node instead, which exists because the leftmost leaf never dies and
+//! empty nodes are removed.
 //!
 //! # Unsafe
 //! One of three files that may use it: [`Slot`] is an epoch pointer. Invariants:
@@ -267,6 +268,16 @@ impl Found<'_> {
     }
 }
 
+/// One node on a writer's way down.
+struct Step<'g> {
+    slot: &'g Slot,
+    node: &'g Node,
+    /// The child that covers what is looked for.
+    at: usize,
+    low: Vec<u8>,
+    high: Option<Vec<u8>>,
+}
+
 impl Directory {
     /// A directory of `leaves`, each with its low fence, ascending, the first one empty.
     pub(crate) fn new(leaves: Vec<(Vec<u8>, LeafId)>, account: Arc<Account>) -> Self {
@@ -314,19 +325,22 @@ impl Directory {
         let mut low: Option<(&'g Node, usize)> = None;
         loop {
             let rank = node.rank(key, strictly);
-            if rank == 0 {
-                // The node's first entry was removed: take the entry before its fence.
-                let (parent, at) = low.expect("the leftmost leaf is always in the directory");
-                let fence = parent.full_separator(at);
-                return self.search(&fence, true, guard);
-            }
+            let at = rank.saturating_sub(1);
             match &node.children {
-                Children::Leaves(leaves) => {
-                    return Found { node, at: rank - 1, id: leaves[rank - 1] };
+                Children::Leaves(leaves) if rank > 0 => {
+                    return Found { node, at, id: leaves[at] };
+                }
+                Children::Leaves(_) => {
+                    // The node's first entry was removed: take the entry before the node.
+                    let (parent, at) = low.expect("the leftmost leaf is always in the directory");
+                    let fence = parent.full_separator(at);
+                    return self.search(&fence, true, guard);
                 }
                 Children::Nodes(nodes) => {
-                    low = Some((node, rank - 1));
-                    node = nodes[rank - 1].load(guard);
+                    if at > 0 {
+                        low = Some((node, at));
+                    }
+                    node = nodes[at].load(guard);
                     for line in 0..FANOUT / 8 {
                         prefetch(node.heads.as_ptr().wrapping_add(line * 8).cast());
                     }
@@ -341,23 +355,30 @@ impl Directory {
         let guard = &pin();
         let path = self.path_to(low, guard);
         let mut carry = (low.to_vec(), Child::Leaf(id));
-        for (depth, (slot, node, node_low, node_high)) in path.iter().enumerate().rev() {
-            let mut entries = node.entries(guard);
-            let at = entries.partition_point(|(separator, _)| *separator < carry.0);
+        for (depth, step) in path.iter().enumerate().rev() {
+            let mut entries = step.node.entries(guard);
+            let at = match path.get(depth + 1) {
+                // The child that was split starts at its fence, wherever its first entry is.
+                Some(child) => {
+                    entries[step.at].0.clone_from(&child.low);
+                    step.at + 1
+                }
+                None => entries.partition_point(|(separator, _)| *separator < carry.0),
+            };
             if entries.get(at).is_some_and(|(separator, _)| *separator == carry.0) {
                 entries[at] = carry;
-                return self.put(slot, node, Node::new(node_low, node_high.as_deref(), entries), guard);
+                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
             }
             entries.insert(at, carry);
             if entries.len() <= FANOUT {
-                return self.put(slot, node, Node::new(node_low, node_high.as_deref(), entries), guard);
+                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
             }
             // An ascending load leaves the left node full.
             let half = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
             let right = entries.split_off(half);
             let middle = right[0].0.clone();
-            let left = Node::new(node_low, Some(&middle), entries);
-            let right = Node::new(&middle, node_high.as_deref(), right);
+            let left = Node::new(&step.low, Some(&middle), entries);
+            let right = Node::new(&middle, step.high.as_deref(), right);
             if depth == 0 {
                 self.grown(&left, 1);
                 self.grown(&right, 1);
@@ -365,9 +386,9 @@ impl Directory {
                     (Vec::new(), Child::Node(Slot::new(left))),
                     (middle, Child::Node(Slot::new(right))),
                 ];
-                return self.put(slot, node, Node::new(&[], None, halves), guard);
+                return self.put(step, Node::new(&[], None, halves), guard);
             }
-            self.put(slot, node, left, guard);
+            self.put(step, left, guard);
             self.grown(&right, 1);
             carry = (middle, Child::Node(Slot::new(right)));
         }
@@ -378,29 +399,28 @@ impl Directory {
         assert!(!low.is_empty(), "our bug: the leftmost leaf never dies");
         let _writer = self.writer.lock();
         let guard = &pin();
-        let mut separator = low.to_vec();
-        for (slot, node, node_low, node_high) in self.path_to(low, guard).iter().rev() {
-            let mut entries = node.entries(guard);
-            let at = entries.iter().position(|(entry, _)| *entry == separator);
-            entries.remove(at.expect("a leaf that is removed had been entered"));
-            if let Some((first, child)) = entries.first_mut() {
-                // Between nodes the next one takes over the range: an inner node starts at its own fence.
-                if at == Some(0) && matches!(child, Child::Node(_)) {
-                    *first = separator;
-                }
-                return self.put(slot, node, Node::new(node_low, node_high.as_deref(), entries), guard);
+        for step in self.path_to(low, guard).iter().rev() {
+            let mut entries = step.node.entries(guard);
+            if matches!(step.node.children, Children::Leaves(_)) {
+                assert!(
+                    entries[step.at].0 == low,
+                    "our bug: a leaf removed that was never entered"
+                );
+            }
+            entries.remove(step.at);
+            if !entries.is_empty() {
+                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
             }
             // An empty node goes as well, and its parent's entry with it.
-            slot.retire(guard);
-            self.grown(node, -1);
-            separator.clone_from(node_low);
+            step.slot.retire(guard);
+            self.grown(step.node, -1);
         }
     }
 
-    fn put(&self, slot: &Slot, old: &Node, new: Node, guard: &Guard) {
+    fn put(&self, step: &Step<'_>, new: Node, guard: &Guard) {
         self.grown(&new, 1);
-        self.grown(old, -1);
-        slot.replace(new, guard);
+        self.grown(step.node, -1);
+        step.slot.replace(new, guard);
     }
 
     fn grown(&self, node: &Node, sign: i8) {
@@ -410,31 +430,26 @@ impl Directory {
         };
     }
 
-    /// The nodes from the root to the bottom node that covers `low`, with their fences.
-    #[expect(clippy::type_complexity, reason = "one use, named where it is taken apart")]
-    fn path_to<'g>(
-        &'g self,
-        low: &[u8],
-        guard: &'g Guard,
-    ) -> Vec<(&'g Slot, &'g Node, Vec<u8>, Option<Vec<u8>>)> {
-        let mut path: Vec<(&Slot, &Node, Vec<u8>, Option<Vec<u8>>)> = Vec::new();
+    /// The nodes from the root to the bottom node that covers `low`.
+    fn path_to<'g>(&'g self, low: &[u8], guard: &'g Guard) -> Vec<Step<'g>> {
+        let mut path: Vec<Step<'g>> = Vec::new();
         let (mut slot, mut node_low, mut node_high) = (&self.root, Vec::new(), None);
         loop {
             let node = slot.load(guard);
-            // Only of a bottom node can the first entry lie above its fence, and there it isn't used.
             let at = node.rank(low, false).saturating_sub(1);
-            let high_of_child =
-                if at + 1 < node.count { Some(node.full_separator(at + 1)) } else { node_high.clone() };
-            match &node.children {
-                Children::Leaves(_) => {
-                    path.push((slot, node, node_low, node_high));
-                    return path;
-                }
-                Children::Nodes(nodes) => {
-                    let child_low = node.full_separator(at);
-                    path.push((slot, node, node_low, node_high));
-                    (slot, node_low, node_high) = (&nodes[at], child_low, high_of_child);
-                }
+            let step = Step { slot, node, at, low: node_low, high: node_high };
+            if let Children::Nodes(nodes) = &node.children {
+                slot = &nodes[at];
+                // Within a node the first child starts at the node's fence.
+                node_low = if at == 0 { step.low.clone() } else { node.full_separator(at) };
+                node_high = match at + 1 < node.count {
+                    true => Some(node.full_separator(at + 1)),
+                    false => step.high.clone(),
+                };
+                path.push(step);
+            } else {
+                path.push(step);
+                return path;
             }
         }
     }

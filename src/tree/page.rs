@@ -289,7 +289,8 @@ impl Page {
             (block.start, block.len, block.id.0)
         } else {
             let cap = len.next_multiple_of(ALIGN);
-            let layout = Layout::from_size_align(cap, ALIGN).expect("a page is far below isize::MAX");
+            let layout =
+                Layout::from_size_align(cap, ALIGN).expect("a page is far below isize::MAX");
             // SAFETY: the layout is not of size 0, a header is in it.
             let start = unsafe { alloc_zeroed(layout) };
             (NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), cap, NO_BLOCK)
@@ -299,7 +300,10 @@ impl Page {
             arena: Arc::into_raw(Arc::clone(arena)),
             fingerprint: 0,
             block,
-            #[expect(clippy::cast_possible_truncation, reason = "fences and AREA_MAX are far below")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "fences and AREA_MAX are far below"
+            )]
             cap: cap as u32,
             base: 0,
             heap: 0,
@@ -762,7 +766,10 @@ impl Page {
     /// Copies slots and entries of a page with the same fences, byte by byte.
     fn adopt(&mut self, from: &Page) {
         let header = self.header();
-        assert!(header.base == from.header().base && self.free() >= from.used(), "our bug: no room");
+        assert!(
+            header.base == from.header().base && self.free() >= from.used(),
+            "our bug: no room"
+        );
         let base = header.base as usize;
         let mut heap = header.heap as usize;
         let count = from.len();
