@@ -122,9 +122,7 @@ impl Random {
         // The high half of the product, which is < bound (Lemire, "Fast Random Integer Generation in an
         // Interval", 2019, without its rejection step).
         let product = u128::from(self.next_u64()) * u128::from(bound);
-        #[expect(clippy::cast_possible_truncation, reason = "the high 64 of 128 bits")]
-        let high = (product >> 64) as u64;
-        high
+        (product >> 64) as u64
     }
 
     /// True once in `n` times.

@@ -17,6 +17,10 @@ pub use slice::Slice;
 #[cfg(feature = "simulation")]
 pub mod simulation {
     pub use crate::clock::{Clock, Random, SimClock};
+    pub use crate::storage::sim::{
+        Call, CallKind, Change, CrashPoint, DirId, DiskFault, Effect, Fate, FileId, Node, SimDisk,
+        Step,
+    };
     pub use crate::storage::{Disk, DiskFile};
 }
 

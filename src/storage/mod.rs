@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 
 pub(crate) mod map;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod sim;
 
 /// The file system, as far as the engine uses it.
 ///
@@ -68,6 +70,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     not(feature = "simulation"),
     allow(unreachable_pub, reason = "public with `simulation`")
 )]
+#[allow(clippy::len_without_is_empty, reason = "a system call that may fail, not a container")]
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reads up to `buf.len()` bytes from `offset`; 0 only at or past the end, or for an empty `buf`.
     ///
@@ -80,7 +83,6 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
 
     /// The length now, in bytes.
-    #[allow(clippy::len_without_is_empty, reason = "a system call that may fail")]
     fn len(&self) -> io::Result<u64>;
 
     /// Cuts the file, or extends it with zeros, to `len` bytes.
