@@ -1,5 +1,10 @@
 //! Stillframe, an embedded key-value storage engine.
 
+#[allow(dead_code, reason = "saving and loading will use it")]
+mod storage;
+
+#[allow(dead_code, reason = "cuts and ids will use it")]
+mod clock;
 mod error;
 mod fingerprint;
 mod slice;
@@ -8,6 +13,19 @@ mod tree;
 
 pub use error::{Error, Fault, Result};
 pub use slice::Slice;
+
+/// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.
+///
+/// Outside semver: anything here may change in a patch release.
+#[cfg(feature = "simulation")]
+pub mod simulation {
+    pub use crate::clock::{Clock, Random, SimClock};
+    pub use crate::storage::sim::{
+        Call, CallKind, Change, CrashPoint, DirId, DiskFault, Effect, Fate, FileId, Node, SimDisk,
+        Step,
+    };
+    pub use crate::storage::{Disk, DiskFile};
+}
 
 /// The longest key, in bytes.
 pub const MAX_KEY_LEN: usize = 64 << 10;

@@ -1,0 +1,125 @@
+//! Files read through memory: the only file that names memmap2's file maps.
+//!
+//! Reads copy out of the map into the caller's buffer, so that what is checked is what is used, whatever
+//! happens to the file meanwhile. Invariants:
+//!
+//! 1. `raw` is a read-only, shared map of the first `raw.len()` bytes of a regular file, for as long as
+//!    the [`Map`] lives.
+//! 2. No reference into the map exists, ever: others may change the file, and bytes behind a `&[u8]` must
+//!    not change. Only raw pointers read it.
+//! 3. Nobody shortens the file while it is mapped: a duty of whoever called [`Map::open`].
+#![expect(unsafe_code, reason = "copies from mapped memory, which no safe reference may name")]
+
+use std::io;
+use std::path::Path;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// A regular file, mapped for reading.
+#[derive(Debug)]
+pub(crate) struct Map {
+    raw: MmapRaw,
+}
+
+impl Map {
+    /// Maps the regular file at `path`, as long as it is now; the file itself need not stay open, nor keep its name.
+    ///
+    /// # Errors
+    /// As [`Disk::open`](super::Disk::open), and what the system says to the mapping.
+    ///
+    /// # Safety
+    /// While the result lives, nobody shortens the file, in this process or another: to read a page that
+    /// the file no longer has kills the process (SIGBUS). Who changes bytes only changes what is read.
+    pub(crate) unsafe fn open(path: &Path) -> io::Result<Map> {
+        let file = super::open_regular(path, false)?;
+        Ok(Map { raw: MmapOptions::new().map_raw_read_only(&file)? })
+    }
+
+    /// The length of the file when it was mapped, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.raw.len() as u64
+    }
+
+    /// Fills `buf` with the bytes at `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if they do not all lie in the map; `buf` is then unchanged.
+    pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).ok();
+        let end = start.and_then(|start| start.checked_add(buf.len()));
+        let (Some(start), Some(end)) = (start, end) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        if end > self.raw.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: `start..end` lies within the map (checked above), which is mapped and readable
+        // (invariant 1) and backed by the file to its end (invariant 3); `buf` is exclusively ours and
+        // can't overlap a map that no reference names (invariant 2).
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.raw.as_ptr().add(start),
+                buf.as_mut_ptr(),
+                buf.len(),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::tests::TestDir;
+
+    /// # Panics
+    /// If the file can't be made or mapped. Nobody shortens it: only this test knows its name.
+    fn map_of(dir: &TestDir, bytes: &[u8]) -> Map {
+        let path = dir.write("mapped", bytes);
+        // SAFETY: the file has a name no one else knows and is not touched again.
+        unsafe { Map::open(&path) }.unwrap()
+    }
+
+    #[test]
+    fn reads_what_lies_in_the_map_and_nothing_else() {
+        let dir = TestDir::new();
+        let map = map_of(&dir, b"0123456789");
+        assert_eq!(map.len(), 10);
+        let mut buf = [0; 4];
+        map.read_at(&mut buf, 6).unwrap();
+        assert_eq!(&buf, b"6789");
+        for offset in [7, 10, 11, u64::MAX - 3, u64::MAX] {
+            let error = map.read_at(&mut buf, offset).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "offset {offset}");
+        }
+        assert_eq!(&buf, b"6789");
+        map.read_at(&mut [], 10).unwrap();
+        assert!(map.read_at(&mut [], 11).is_err());
+    }
+
+    #[test]
+    fn an_empty_file_maps_to_nothing() {
+        let dir = TestDir::new();
+        let map = map_of(&dir, b"");
+        assert_eq!(map.len(), 0);
+        map.read_at(&mut [], 0).unwrap();
+        assert!(map.read_at(&mut [0], 0).is_err());
+    }
+
+    #[test]
+    fn the_map_outlives_the_name() {
+        let dir = TestDir::new();
+        let map = map_of(&dir, &[7; 10_000]);
+        drop(dir);
+        let mut buf = [0; 10_000];
+        map.read_at(&mut buf, 0).unwrap();
+        assert_eq!(buf, [7; 10_000]);
+    }
+
+    #[test]
+    fn refuses_a_directory() {
+        // SAFETY: nothing is mapped.
+        let error = unsafe { Map::open(&std::env::temp_dir()) }.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+    }
+}
