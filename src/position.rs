@@ -1,0 +1,63 @@
+//! Where in which history a state stands: sequence numbers, history ids, positions.
+//!
+//! Identity is the [`Position`]; a [`Seq`] alone names nothing, since two runs may both have assigned it.
+
+use std::fmt;
+
+/// Counts the committed batches of a line; the first is 1, 0 is the empty state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+/// 128 random bits that name what one run of a process wrote; all zero before the first write.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HistoryId(pub [u8; 16]);
+
+/// One committed batch: the history whose run assigned it, and its number.
+///
+/// Equal positions mean equal data, on every node and in every file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// The history that assigned `seq`.
+    pub history: HistoryId,
+    /// The number of the batch on its line.
+    pub seq: Seq,
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for HistoryId {
+    /// 32 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for HistoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HistoryId({self})")
+    }
+}
+
+impl fmt::Display for Position {
+    /// The first eight digits of the history and the number: `1f3a90c2@17`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.history.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        write!(f, "@{}", self.seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_print_short_and_histories_whole() {
+        let history = HistoryId(std::array::from_fn(|i| 0x10 + u8::try_from(i).unwrap()));
+        assert_eq!(history.to_string(), "101112131415161718191a1b1c1d1e1f");
+        assert_eq!(Position { history, seq: Seq(17) }.to_string(), "10111213@17");
+    }
+}
