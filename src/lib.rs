@@ -5,13 +5,16 @@ mod storage;
 
 #[allow(dead_code, reason = "cuts and ids will use it")]
 mod clock;
+mod commit;
 mod error;
 mod fingerprint;
+mod position;
 mod slice;
 mod sync;
 mod tree;
 
 pub use error::{Error, Fault, Result};
+pub use position::{HistoryId, Position, Seq};
 pub use slice::Slice;
 
 /// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.

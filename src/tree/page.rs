@@ -261,7 +261,7 @@ fn shape(suffix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
 impl Page {
     /// An empty page for keys in `[low, high)` with room for `room` bytes of slots and entries.
     pub(crate) fn new(arena: &Arc<Arena>, low: &[u8], high: Option<&[u8]>, room: usize) -> Self {
-        assert!(room <= AREA_MAX, "our bug: a page of {room} bytes");
+        debug_assert!(room <= AREA_MAX, "our bug: a page of {room} bytes");
         let base = (HEADER + low.len() + high.map_or(0, <[u8]>::len)).next_multiple_of(SLOT);
         let mut page = Self::alloc(arena, base + room);
         let prefix_len = high.map_or(0, |high| common_prefix(low, high));
@@ -410,6 +410,13 @@ impl Page {
         header.fingerprint = header.fingerprint.wrapping_add(change);
     }
 
+    /// Keys and values, in bytes.
+    pub(crate) fn raw_bytes(&self) -> usize {
+        let key_len = |&slot: &u64| self.prefix_len() + self.parts(slot).suffix_len;
+        let keys: usize = self.slots().iter().map(key_len).sum();
+        keys + (0..self.len()).map(|at| self.entry(at).value.len()).sum::<usize>()
+    }
+
     /// Bytes of slots and entries in use.
     pub(crate) fn used(&self) -> usize {
         let header = self.header();
@@ -447,6 +454,20 @@ impl Page {
             let account = &self.arena().account;
             account.live.fetch_sub(cap, Relaxed);
             account.retained.fetch_add(cap, Relaxed);
+        }
+    }
+
+    /// Of a page that was replaced: large values that only it still holds are retained from now on.
+    pub(crate) fn retain_orphans(&self) {
+        if self.header().larges == 0 {
+            return;
+        }
+        for at in 0..self.len() {
+            if let Value::Large(large) = self.entry(at).value
+                && Arc::strong_count(&large.to_arc()) == 2
+            {
+                large.get().retain();
+            }
         }
     }
 
@@ -761,6 +782,93 @@ impl Page {
         // The entries, and what they own, are the new page's now.
         self.header_mut().count = 0;
         page
+    }
+
+    /// A page of the entries in `range`, within other fences that cover them.
+    pub(crate) fn copied(
+        &self,
+        range: std::ops::Range<usize>,
+        low: &[u8],
+        high: Option<&[u8]>,
+        extra: usize,
+    ) -> Self {
+        let prefix_len = high.map_or(0, |high| common_prefix(low, high));
+        let room: usize = range.clone().map(|at| self.cost_with_prefix(at, prefix_len)).sum();
+        let mut page = Page::new(self.arena(), low, high, room + extra);
+        page.append_range(self, range);
+        page
+    }
+
+    /// What the entry at `at` takes, its slot included, in a page of another prefix.
+    fn cost_with_prefix(&self, at: usize, prefix_len: usize) -> usize {
+        let suffix_len = self.parts(self.slots()[at]).suffix_len + self.prefix_len() - prefix_len;
+        SLOT + shape(suffix_len, &self.entry(at)).1
+    }
+
+    /// What the entry at `at` takes, its slot included.
+    pub(crate) fn cost_at(&self, at: usize) -> usize {
+        self.cost_with_prefix(at, self.prefix_len())
+    }
+
+    /// What the entries would take in a page with other fences.
+    pub(crate) fn cost_within(&self, low: &[u8], high: Option<&[u8]>) -> usize {
+        let prefix_len = high.map_or(0, |high| common_prefix(low, high));
+        (0..self.len()).map(|at| self.cost_with_prefix(at, prefix_len)).sum()
+    }
+
+    /// Appends all entries of `from`, which come after those here; sums of fingerprints too.
+    pub(crate) fn append(&mut self, from: &Page) {
+        self.append_range(from, 0..from.len());
+    }
+
+    fn append_range(&mut self, from: &Page, range: std::ops::Range<usize>) {
+        let all = range.len() == from.len();
+        let mut key = Vec::new();
+        for at in range {
+            from.key_into(at, &mut key);
+            let entry = from.entry(at);
+            self.insert(self.len(), &key, &entry);
+            if !all && entry.died == 0 {
+                let own = fingerprint::entry(&key, entry.value.hash(), entry.expire_at);
+                self.add_fingerprint(own);
+            }
+        }
+        if all {
+            self.add_fingerprint(from.fingerprint());
+        }
+        let header = self.header_mut();
+        (header.run, header.last_insert) = (0, 0);
+    }
+
+    /// Where half of the bytes lie before: at least 1, less than the count, of two entries or more.
+    pub(crate) fn middle(&self) -> usize {
+        let half = self.used() / 2;
+        let mut sum = 0;
+        let prefix_len = self.prefix_len();
+        let is_before = |at: &usize| {
+            sum += self.cost_with_prefix(*at, prefix_len);
+            sum < half
+        };
+        (0..self.len()).take_while(is_before).count().clamp(1, self.len() - 1)
+    }
+
+    /// The same page in no more memory than it needs.
+    pub(crate) fn shrunk(self) -> Self {
+        let room = self.used();
+        self.resized(room)
+    }
+
+    /// Sets the sum of fingerprints to what the entries say; for pages that were filled one by one.
+    pub(crate) fn sum_fingerprints(&mut self) {
+        let mut key = Vec::new();
+        let mut sum = 0u64;
+        for at in 0..self.len() {
+            self.key_into(at, &mut key);
+            let entry = self.entry(at);
+            let own = fingerprint::entry(&key, entry.value.hash(), entry.expire_at);
+            sum = sum.wrapping_add(own);
+        }
+        self.header_mut().fingerprint = sum;
     }
 
     /// Copies slots and entries of a page with the same fences, byte by byte.

@@ -1,0 +1,414 @@
+//! The commit lock, which gives every batch its place: Seq and tick, the live cuts, the running totals.
+//!
+//! Everything a writer and a cut must agree on is under one lock, held for tens of nanoseconds: a writer
+//! takes its Seq while it holds its leaves' latches and sees the newest live cut in the same moment, so a
+//! cut at S holds exactly the batches up to S. Nothing after the Seq may fail: a [`Ticket`] that is dropped
+//! before [`Ticket::done`] poisons the database, reads included.
+//!
+//! **Order inside a node is the tick**, which never goes back; Seq can, when a replica is rewound.
+//!
+//! Knows nothing of leaves, entries, files.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::position::{HistoryId, Position, Seq};
+use crate::slice::Slice;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::{Error, Result};
+
+/// What a set of entries adds up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Entries stored, past their time or not.
+    pub(crate) records: u64,
+    /// Bytes of keys (as the user gave them) and values.
+    pub(crate) bytes: u64,
+    /// Wrapping sum of the entries' fingerprints.
+    pub(crate) fingerprint: u64,
+}
+
+/// The change a batch makes to a keyspace's totals.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Delta {
+    pub(crate) records: i64,
+    pub(crate) bytes: i64,
+    pub(crate) fingerprint: u64,
+}
+
+impl Totals {
+    fn add(&mut self, delta: &Delta) {
+        self.records = self.records.wrapping_add_signed(delta.records);
+        self.bytes = self.bytes.wrapping_add_signed(delta.bytes);
+        self.fingerprint = self.fingerprint.wrapping_add(delta.fingerprint);
+    }
+}
+
+/// A keyspace's place among the counters of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KeyspaceSlot(pub(crate) u32);
+
+/// The catalogue's own.
+pub(crate) const CATALOGUE: KeyspaceSlot = KeyspaceSlot(0);
+
+/// A moment at which stills may be read.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// The tick of the last batch that the cut holds.
+    pub(crate) tick: u64,
+    pub(crate) position: Position,
+    /// Unix milliseconds; expiry is judged by it.
+    pub(crate) time_ms: u64,
+    pub(crate) totals: Totals,
+    /// When it was taken, for reports of age.
+    pub(crate) taken: Instant,
+    /// Key ranges in which something is kept for this cut.
+    ranges: Mutex<Ranges>,
+}
+
+/// A range of keys, by its fences.
+pub(crate) type KeyRange = (Slice, Option<Slice>);
+
+#[derive(Debug, Default)]
+struct Ranges {
+    listed: Vec<KeyRange>,
+    /// Drained: who comes now must free what he keeps himself.
+    closed: bool,
+}
+
+impl Cut {
+    /// One more than the tick, so that 0 can mean "no cut".
+    pub(crate) fn code(&self) -> u64 {
+        self.tick + 1
+    }
+
+    /// Lists `range`; `false` if the list was drained for good.
+    #[must_use]
+    pub(crate) fn list(&self, range: KeyRange) -> bool {
+        let mut ranges = self.ranges.lock();
+        if !ranges.closed {
+            ranges.listed.push(range);
+        }
+        !ranges.closed
+    }
+
+    /// Takes one listed range; after `None` the list is closed.
+    pub(crate) fn take_range(&self) -> Option<KeyRange> {
+        let mut ranges = self.ranges.lock();
+        ranges.closed = ranges.listed.is_empty();
+        ranges.listed.pop()
+    }
+
+    fn has_ranges(&self) -> bool {
+        !self.ranges.lock().listed.is_empty()
+    }
+}
+
+/// See the file's head.
+pub(crate) struct Commit {
+    state: Mutex<State>,
+    /// [`Cut::code`] of the newest live cut, 0 if there is none: a hint, read before the lock.
+    ///
+    /// Relaxed both ways: written under the lock, and checked again under it.
+    newest_code: AtomicU64,
+    /// Set once, never cleared. Release when set, acquire when read: who sees it unset may still meet a
+    /// half-applied leaf only by its latch, which is released after this is set.
+    poisoned: AtomicBool,
+    has_history: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    position: Position,
+    tick: u64,
+    totals: Totals,
+    keyspaces: Vec<Keyspace>,
+    /// Keyspaces that keep old totals.
+    keeping: Vec<KeyspaceSlot>,
+    /// Ascending by tick; several may share one.
+    cuts: Vec<Arc<Cut>>,
+    last_time_ms: u64,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Keyspace {
+    now: Totals,
+    /// Old totals, each with the tick of the batch that replaced it, ascending: kept like entries.
+    kept: Vec<(u64, Totals)>,
+    dropped: bool,
+}
+
+/// A place in the order, to be applied: nothing may fail until [`Ticket::done`].
+pub(crate) struct Ticket<'a> {
+    commit: &'a Commit,
+    pub(crate) position: Position,
+    pub(crate) tick: u64,
+    /// The newest live cut's tick.
+    pub(crate) newest: Option<u64>,
+    /// The newest live cut, if it is newer than what the leaves are listed for.
+    pub(crate) cut: Option<Arc<Cut>>,
+}
+
+impl Ticket<'_> {
+    /// Everything is applied.
+    pub(crate) fn done(self) -> Position {
+        let position = self.position;
+        std::mem::forget(self.commit_guard());
+        position
+    }
+
+    /// Disarms: the cut is dropped as usual, the poison is not spread.
+    fn commit_guard(mut self) -> Self {
+        self.cut = None;
+        self
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.commit.poison();
+    }
+}
+
+/// What a writer has prepared and listed before it asks for its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prepared {
+    /// Every cut up to this code is served by what is prepared.
+    pub(crate) serves: u64,
+    /// The leaves' ranges are listed with a cut of this code already.
+    pub(crate) listed: u64,
+    /// The batch that ends this keyspace: no later batch may touch it.
+    pub(crate) drops: Option<KeyspaceSlot>,
+}
+
+/// Why there is no ticket.
+pub(crate) enum Refused {
+    /// A cut was taken meanwhile that needs something kept: prepare for any cut and ask again.
+    NewCut,
+    /// The database is closed, poisoned, or a keyspace is gone.
+    Error(Error),
+}
+
+impl Commit {
+    /// The state at `position`, holding what `totals` says of each keyspace, the catalogue first.
+    pub(crate) fn new(position: Position, time_ms: u64, totals: Vec<Totals>) -> Self {
+        let mut all = Totals::default();
+        for each in &totals {
+            all.records += each.records;
+            all.bytes += each.bytes;
+            all.fingerprint = all.fingerprint.wrapping_add(each.fingerprint);
+        }
+        let keyspace = |now| Keyspace { now, ..Keyspace::default() };
+        Self {
+            state: Mutex::new(State {
+                position,
+                tick: 0,
+                totals: all,
+                keyspaces: totals.into_iter().map(keyspace).collect(),
+                keeping: Vec::new(),
+                cuts: Vec::new(),
+                last_time_ms: time_ms,
+                closed: false,
+            }),
+            newest_code: AtomicU64::new(0),
+            poisoned: AtomicBool::new(false),
+            has_history: AtomicBool::new(false),
+        }
+    }
+
+    /// The newest live cut's code, 0 for none; may be out of date at once.
+    pub(crate) fn newest_code(&self) -> u64 {
+        self.newest_code.load(Ordering::Relaxed)
+    }
+
+    /// Whether this run has drawn its history.
+    pub(crate) fn has_history(&self) -> bool {
+        // Relaxed: only ever set, and set under the lock that every use of the history takes.
+        self.has_history.load(Ordering::Relaxed)
+    }
+
+    /// From now on batches belong to `history`; the first to draw one wins.
+    pub(crate) fn begin_history(&self, history: HistoryId) {
+        let mut state = self.state.lock();
+        if !self.has_history.swap(true, Ordering::Relaxed) {
+            state.position.history = history;
+        }
+    }
+
+    /// Gives a batch its place. The caller holds the latches of all leaves it changes.
+    pub(crate) fn take(
+        &self,
+        deltas: &[(KeyspaceSlot, Delta)],
+        prepared: Prepared,
+    ) -> std::result::Result<Ticket<'_>, Refused> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if let Err(error) = self.refusal(state) {
+            return Err(Refused::Error(error));
+        }
+        if deltas.iter().any(|(slot, _)| state.keyspaces[slot.0 as usize].dropped) {
+            return Err(Refused::Error(Error::NoKeyspace));
+        }
+        let newest = state.cuts.last();
+        if newest.is_some_and(|cut| cut.code() > prepared.serves) {
+            return Err(Refused::NewCut);
+        }
+        let newest_tick = newest.map(|cut| cut.tick);
+        let cut = newest.filter(|cut| cut.code() > prepared.listed).cloned();
+        if let Some(slot) = prepared.drops {
+            state.keyspaces[slot.0 as usize].dropped = true;
+        }
+        state.tick += 1;
+        state.position.seq.0 += 1;
+        for (slot, delta) in deltas {
+            state.totals.add(delta);
+            let keyspace = &mut state.keyspaces[slot.0 as usize];
+            if let Some(newest_tick) = newest_tick
+                && keyspace.kept.last().is_none_or(|(died, _)| *died <= newest_tick)
+            {
+                if keyspace.kept.is_empty() {
+                    state.keeping.push(*slot);
+                }
+                keyspace.kept.push((state.tick, keyspace.now));
+            }
+            keyspace.now.add(delta);
+        }
+        let newest = newest_tick;
+        Ok(Ticket { commit: self, position: state.position, tick: state.tick, newest, cut })
+    }
+
+    fn refusal(&self, state: &State) -> Result<()> {
+        self.check()?;
+        if state.closed { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Takes a cut: one short lock, whatever the size of the data.
+    pub(crate) fn cut(&self, now_ms: u64) -> Result<Arc<Cut>> {
+        let taken = Instant::now();
+        let mut state = self.state.lock();
+        self.refusal(&state)?;
+        let time_ms = now_ms.max(state.last_time_ms);
+        state.last_time_ms = time_ms;
+        let cut = Arc::new(Cut {
+            tick: state.tick,
+            position: state.position,
+            time_ms,
+            totals: state.totals,
+            taken,
+            ranges: Mutex::default(),
+        });
+        state.cuts.push(Arc::clone(&cut));
+        self.newest_code.store(cut.code(), Ordering::Relaxed);
+        Ok(cut)
+    }
+
+    /// The cut leaves the live set. `true` if something may be kept that only it needed.
+    #[must_use]
+    pub(crate) fn drop_cut(&self, cut: &Arc<Cut>) -> bool {
+        let mut state = self.state.lock();
+        let at = state.cuts.iter().rposition(|live| Arc::ptr_eq(live, cut));
+        state.cuts.remove(at.expect("a cut is dropped once"));
+        self.newest_code.store(state.cuts.last().map_or(0, |cut| cut.code()), Ordering::Relaxed);
+        let keeping = !state.keeping.is_empty();
+        drop(state);
+        keeping || cut.has_ranges()
+    }
+
+    /// Frees old totals that no live cut needs; a bounded number of keyspaces a lock.
+    pub(crate) fn sweep_totals(&self) {
+        const SLICE: usize = 64;
+        let mut from = 0;
+        loop {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let end = state.keeping.len().min(from + SLICE);
+            let mut at = from;
+            for _ in from..end {
+                let slot = state.keeping[at];
+                let kept = &mut state.keyspaces[slot.0 as usize].kept;
+                let mut born = 0;
+                kept.retain(|&(died, _)| {
+                    let needed = state.cuts.iter().any(|cut| born <= cut.tick && cut.tick < died);
+                    born = died;
+                    needed
+                });
+                if kept.is_empty() {
+                    *kept = Vec::new();
+                    state.keeping.swap_remove(at);
+                } else {
+                    at += 1;
+                }
+            }
+            from = at;
+            if from >= state.keeping.len() {
+                return;
+            }
+        }
+    }
+
+    /// Ticks of the live cuts, ascending.
+    pub(crate) fn live_ticks(&self) -> Vec<u64> {
+        self.state.lock().cuts.iter().map(|cut| cut.tick).collect()
+    }
+
+    /// The live cuts, ascending by tick.
+    pub(crate) fn live_cuts(&self) -> Vec<Arc<Cut>> {
+        self.state.lock().cuts.clone()
+    }
+
+    /// A keyspace's totals now.
+    pub(crate) fn totals(&self, slot: KeyspaceSlot) -> Totals {
+        self.state.lock().keyspaces[slot.0 as usize].now
+    }
+
+    /// The whole database's totals now.
+    pub(crate) fn all_totals(&self) -> Totals {
+        self.state.lock().totals
+    }
+
+    /// A keyspace's totals at a live cut: the kept ones that died first after it, else the present ones.
+    pub(crate) fn totals_at(&self, slot: KeyspaceSlot, cut: &Cut) -> Totals {
+        let state = self.state.lock();
+        let keyspace = &state.keyspaces[slot.0 as usize];
+        let kept = keyspace.kept.iter().find(|(died, _)| *died > cut.tick);
+        kept.map_or(keyspace.now, |(_, totals)| *totals)
+    }
+
+    /// Counters for one more keyspace.
+    pub(crate) fn add_keyspace(&self) -> KeyspaceSlot {
+        let mut state = self.state.lock();
+        state.keyspaces.push(Keyspace::default());
+        #[expect(clippy::cast_possible_truncation, reason = "ids are 32 bits as well")]
+        KeyspaceSlot(state.keyspaces.len() as u32 - 1)
+    }
+
+    /// The position of the last batch.
+    pub(crate) fn position(&self) -> Position {
+        self.state.lock().position
+    }
+
+    /// Refuses writes and cuts from now on.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    /// Fails if the database is poisoned.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(()) }
+    }
+
+    /// As a rewound replica's: the next batch gets the number after `seq` again, in another history.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn rewind_seq(&self, seq: Seq, history: HistoryId) {
+        let mut state = self.state.lock();
+        assert!(seq <= state.position.seq, "a rewind goes back");
+        state.position = Position { history, seq };
+    }
+}

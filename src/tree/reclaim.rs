@@ -1,0 +1,199 @@
+//! What dropped stills leave behind, freed leaf by leaf; and merging.
+//!
+//! One thread at a time reclaims. It takes a range off a dropped cut's list, lets go of the list, and visits
+//! whatever leaves cover the range now, since leaves split; the live cuts are read after each leaf's latch
+//! is taken. What another live cut still needs is handed to that cut's list.
+//!
+//! A merge is a separate act that begins with nothing held: latches left, then right; the left leaf takes
+//! over; neither may keep anything.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use crossbeam_channel::Sender;
+
+use crate::commit::{Cut, KeyRange};
+use crate::slice::Slice;
+use crate::sync::{Mutex, defer, pin};
+use crate::tree::page::Page;
+use crate::tree::{LatchMode, Tree, WriteLatch};
+
+/// Work for the reclaimer.
+#[derive(Default)]
+pub(crate) struct Reclaim {
+    queue: Mutex<Queue>,
+    /// Held by whoever reclaims.
+    running: Mutex<()>,
+    waker: OnceLock<Sender<()>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    dropped: VecDeque<Arc<Cut>>,
+    /// Low fences of leaves that may be merged.
+    candidates: Vec<Slice>,
+    /// Candidates that kept something for a still: tried again when one is dropped.
+    waiting: Vec<Slice>,
+}
+
+impl Tree {
+    /// Where to say that there is something to reclaim.
+    pub(crate) fn set_waker(&self, waker: Sender<()>) {
+        // Set once, by whoever starts the reclaimer's thread.
+        let _ = self.reclaim.waker.set(waker);
+    }
+
+    fn wake_reclaimer(&self) {
+        if let Some(waker) = self.reclaim.waker.get() {
+            // Full means that it is awake or about to be.
+            let _ = waker.try_send(());
+        }
+    }
+
+    /// A still is dropped: its cut leaves the live set now, what it needed is freed by the reclaimer.
+    pub(crate) fn drop_cut(&self, cut: &Arc<Cut>) {
+        if self.commit.drop_cut(cut) {
+            let mut queue = self.reclaim.queue.lock();
+            queue.dropped.push_back(Arc::clone(cut));
+            let waiting = std::mem::take(&mut queue.waiting);
+            queue.candidates.extend(waiting);
+            drop(queue);
+            self.wake_reclaimer();
+        }
+    }
+
+    /// Notes a latched leaf that has become so small that it may be merged.
+    pub(crate) fn note_shrunk(&self, latch: &mut WriteLatch<'_>) {
+        let page = latch.live();
+        let is_small = page.used() <= self.config.leaf_bytes / 4
+            && page.len() <= self.config.leaf_entries.div_ceil(4);
+        if is_small && !latch.is_candidate {
+            let low = Slice::new(page.low());
+            latch.is_candidate = true;
+            self.reclaim.queue.lock().candidates.push(low);
+            self.wake_reclaimer();
+        }
+    }
+
+    /// Does all that there is to reclaim now. Any thread may call it; one at a time works.
+    pub(crate) fn reclaim(&self) {
+        crate::sync::assert_no_latch("reclaim");
+        let _running = self.reclaim.running.lock();
+        let mut swept = false;
+        loop {
+            let Some(cut) = self.reclaim.queue.lock().dropped.pop_front() else { break };
+            while let Some(range) = cut.take_range() {
+                self.sweep(&range);
+            }
+            swept = true;
+        }
+        if swept {
+            self.commit.sweep_totals();
+        }
+        let candidates = std::mem::take(&mut self.reclaim.queue.lock().candidates);
+        for low in candidates {
+            self.try_merge(&low);
+        }
+    }
+
+    /// Whether there is nothing to reclaim.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn is_reclaimed(&self) -> bool {
+        let queue = self.reclaim.queue.lock();
+        queue.dropped.is_empty() && queue.candidates.is_empty()
+    }
+
+    fn sweep(&self, range: &KeyRange) {
+        let (low, end) = range;
+        let mut from = low.to_vec();
+        loop {
+            let mut latch = self.latch_write(&from);
+            let freed = self.sweep_leaf(&mut latch);
+            let high = latch.live().high().map(<[u8]>::to_vec);
+            drop(latch);
+            drop(freed);
+            match (high, end) {
+                (Some(high), Some(end)) if *high < **end => from = high,
+                (Some(high), None) => from = high,
+                _ => return,
+            }
+        }
+    }
+
+    /// Frees what the latched leaf keeps for no live cut, and lists it with those that it still keeps for.
+    pub(crate) fn sweep_leaf(&self, latch: &mut WriteLatch<'_>) -> Vec<Page> {
+        let mut freed = Vec::new();
+        loop {
+            let live = self.commit.live_cuts();
+            let ticks: Vec<u64> = live.iter().map(|cut| cut.tick).collect();
+            let (heirs, pages) = latch.sweep(&ticks);
+            freed.extend(pages);
+            let page = latch.live();
+            let range = (Slice::new(page.low()), page.high().map(Slice::new));
+            // An heir that was dropped and drained since the live cuts were read: look again.
+            if heirs.into_iter().all(|heir| live[heir].list(range.clone())) {
+                return freed;
+            }
+        }
+    }
+
+    /// Merges the leaf that begins at `low` with a neighbour, if their entries fit one leaf.
+    fn try_merge(&self, low: &[u8]) {
+        if !low.is_empty() && self.merge_into_left(low) {
+            return;
+        }
+        // Not with the left one: then the next one into it.
+        let high = {
+            let mut latch: WriteLatch<'_> = self.latch(low);
+            if latch.live().low() != low {
+                return;
+            }
+            latch.is_candidate = false;
+            latch.live().high().map(<[u8]>::to_vec)
+        };
+        if let Some(high) = high {
+            self.merge_into_left(&high);
+        }
+    }
+
+    /// Merges the leaf that begins at `low` into the one before. `true` if nothing is left to try.
+    fn merge_into_left(&self, low: &[u8]) -> bool {
+        let mut left: WriteLatch<'_> = self.latch_before(Some(low));
+        if left.live().high() != Some(low) {
+            return true;
+        }
+        let guard = pin();
+        let right_id = left.next.expect("a leaf with a high fence has a next one");
+        let mut right = WriteLatch::latch(&self.slab, right_id);
+        if left.kept.is_some() || right.kept.is_some() {
+            // Nothing may be kept: see R7 of the rules of stills in ARCHITECTURE.md.
+            right.is_candidate = true;
+            self.reclaim.queue.lock().waiting.push(Slice::new(low));
+            return true;
+        }
+        let (a, b) = (left.live(), right.live());
+        let end = b.high().map(<[u8]>::to_vec);
+        let bytes = a.cost_within(a.low(), end.as_deref()) + b.cost_within(a.low(), end.as_deref());
+        if bytes > self.config.leaf_bytes * 3 / 4 || a.len() + b.len() > self.config.leaf_entries * 3 / 4 {
+            return false;
+        }
+        let mut merged = Page::new(a.arena(), a.low(), end.as_deref(), bytes);
+        merged.append(a);
+        merged.append(b);
+        left.page = Some(merged);
+        left.next = right.next;
+        left.stamp = left.stamp.max(right.stamp);
+        // Out of the directory while latched, then dead: who finds a dead leaf never finds it there again.
+        self.directory.remove(low);
+        right.page = None;
+        right.next = None;
+        right.is_candidate = false;
+        drop(right);
+        let slab = Arc::clone(&self.slab);
+        defer(&guard, move || slab.free(right_id));
+        // What is small still may go on merging.
+        left.is_candidate = false;
+        self.note_shrunk(&mut left);
+        true
+    }
+}

@@ -1,0 +1,403 @@
+//! One key's write: latch, make room, take a place in the order, keep, apply.
+//!
+//! Everything that can fail or wait happens before the commit lock; what a replaced entry owned is freed
+//! after the latch is released.
+
+use std::sync::Arc;
+
+use crate::commit::{Cut, Delta, KeyspaceSlot, Prepared, Refused};
+use crate::fingerprint;
+use crate::position::{Position, Seq};
+use crate::slice::{LargeBytes, Slice};
+use crate::tree::leaf::{Whole, mark_retained};
+use crate::tree::page::{
+    AREA_MAX, Entry, INLINE_VALUE_MAX, Large, Page, Trash, Value, common_prefix,
+};
+
+/// What a write leaves to be freed once no latch is held.
+#[derive(Default)]
+pub(crate) struct Garbage {
+    pub(crate) larges: Vec<Arc<LargeBytes>>,
+    pub(crate) pages: Vec<Page>,
+}
+use crate::tree::{LatchMode, Tree, WriteLatch};
+use crate::{Error, Result};
+
+/// A value on its way in, hashed before any latch is taken.
+pub(crate) struct Put<'a> {
+    pub(crate) value: NewValue<'a>,
+    pub(crate) hash: u64,
+    /// Unix milliseconds; 0 = never.
+    pub(crate) expire_at: u64,
+}
+
+/// The bytes of a [`Put`].
+pub(crate) enum NewValue<'a> {
+    Bytes(&'a [u8]),
+    Large(Arc<LargeBytes>),
+}
+
+impl Put<'_> {
+    pub(crate) fn entry(&self) -> Entry<'_> {
+        let value = match &self.value {
+            NewValue::Bytes(bytes) => Value::Bytes(bytes),
+            NewValue::Large(large) => Value::Large(Large::of(large)),
+        };
+        Entry { value, expire_at: self.expire_at, died: 0 }
+    }
+}
+
+/// What must be true of the visible present for a write to take place.
+pub(crate) enum Condition<'a> {
+    Always,
+    /// The key has no value.
+    Vacant,
+    /// The key has this value (`None`: no value), with any expiry or exactly this one.
+    Is { value: Option<&'a [u8]>, verified: Option<&'a Arc<LargeBytes>>, expire_at: Option<u64> },
+}
+
+/// A write of one key: `None` removes.
+pub(crate) struct PointWrite<'a> {
+    pub(crate) slot: KeyspaceSlot,
+    /// The internal key, its keyspace's prefix in front.
+    pub(crate) key: &'a [u8],
+    /// Length of that prefix: not counted among the user's bytes.
+    pub(crate) prefix_len: usize,
+    pub(crate) put: Option<Put<'a>>,
+    pub(crate) condition: Condition<'a>,
+    /// Whether the caller wants what the key had.
+    pub(crate) want_old: bool,
+}
+
+/// What became of a write.
+pub(crate) enum Written {
+    /// Done; what the key visibly had, if asked for.
+    Done { old: Option<Slice>, position: Position },
+    /// The condition does not hold, or there was nothing to remove: nothing changed. What the key visibly has.
+    Unmet { current: Option<Slice> },
+    /// A large value of the right length must be compared first, which no latch is held for.
+    Compare(Arc<LargeBytes>),
+}
+
+/// How a condition stands against what the key visibly has.
+enum Verdict {
+    Holds,
+    Fails,
+    Compare(Arc<LargeBytes>),
+}
+
+impl Condition<'_> {
+    fn judge(&self, current: Option<&Entry<'_>>) -> Verdict {
+        let holds = match (self, current) {
+            (Condition::Always, _) | (Condition::Vacant, None) => true,
+            (Condition::Vacant, Some(_)) => false,
+            (Condition::Is { value, .. }, None) => value.is_none(),
+            (Condition::Is { value: None, .. }, Some(_)) => false,
+            (Condition::Is { value: Some(bytes), verified, expire_at }, Some(entry)) => {
+                let same_expiry = expire_at.is_none_or(|at| at == entry.expire_at);
+                match entry.value {
+                    Value::Large(large) if same_expiry && large.get().bytes().len() == bytes.len() => {
+                        match verified {
+                            Some(verified) if large.is(verified) => true,
+                            _ => return Verdict::Compare(large.to_arc()),
+                        }
+                    }
+                    Value::Large(_) => false,
+                    value => same_expiry && value.bytes() == *bytes,
+                }
+            }
+        };
+        if holds { Verdict::Holds } else { Verdict::Fails }
+    }
+}
+
+impl Tree {
+    /// Writes one key.
+    pub(crate) fn write(&self, write: &PointWrite<'_>) -> Result<Written> {
+        self.begin_write()?;
+        if let Some(put) = &write.put {
+            // A guess that is never too small by more than a page: the limit is of memory, not of entries.
+            self.check_memory(write.key.len() + put.entry().value.len())?;
+        }
+        let mut latch = self.latch_write(write.key);
+        let (current, verdict) = {
+            let page = latch.live();
+            let entry = page.find(write.key).ok().map(|at| page.entry(at));
+            let entry = entry.filter(|entry| self.is_visible(entry));
+            let verdict = match write.condition.judge(entry.as_ref()) {
+                // There is nothing to remove: no batch.
+                Verdict::Holds if write.put.is_none() && entry.is_none() => Verdict::Fails,
+                verdict => verdict,
+            };
+            let wanted = match verdict {
+                Verdict::Holds => write.want_old,
+                Verdict::Fails => !matches!(write.condition, Condition::Always),
+                Verdict::Compare(_) => false,
+            };
+            (entry.filter(|_| wanted).map(|entry| entry.value.to_slice()), verdict)
+        };
+        match verdict {
+            Verdict::Holds => {}
+            Verdict::Fails => return Ok(Written::Unmet { current }),
+            Verdict::Compare(large) => return Ok(Written::Compare(large)),
+        }
+        let mut garbage = Garbage::default();
+        let position = self.change(&mut latch, write, &mut garbage);
+        drop(latch);
+        drop(garbage);
+        let position = position?;
+        Ok(Written::Done { old: current, position })
+    }
+
+    /// What every write does first, with no latch held.
+    pub(crate) fn begin_write(&self) -> Result<()> {
+        self.commit.check()?;
+        if !self.commit.has_history() {
+            self.commit.begin_history(crate::position::HistoryId(crate::clock::random_id()?));
+        }
+        Ok(())
+    }
+
+    /// Changes one key of a latched leaf. The latch may move on to the leaf's right half.
+    pub(crate) fn change<'a>(
+        &'a self,
+        latch: &mut WriteLatch<'a>,
+        write: &PointWrite<'_>,
+        garbage: &mut Garbage,
+    ) -> Result<Position> {
+        let key = write.key;
+        let new = write.put.as_ref().map(|put| put.entry());
+        let mut at = self.make_room(latch, key, new.as_ref());
+        let delta = delta_of(latch.live(), at, write);
+        // Prepared for the newest cut there seems to be; if another is taken meanwhile, for any.
+        let mut newest = self.commit.newest_code().checked_sub(1);
+        let (ticket, keeps) = loop {
+            let keeps = newest.is_some_and(|newest| self.prepare_keep(latch, key, at, newest, garbage));
+            let prepared = Prepared {
+                serves: newest.map_or(0, |newest| newest + 1),
+                listed: if keeps { latch.kept.as_ref().map_or(0, |kept| kept.listed) } else { u64::MAX },
+                drops: None,
+            };
+            match self.commit.take(&[(write.slot, delta)], prepared) {
+                Ok(ticket) => break (ticket, keeps),
+                Err(Refused::Error(error)) => {
+                    let stamp = latch.stamp;
+                    self.settle_kept(latch, None, stamp, garbage);
+                    return Err(error);
+                }
+                Err(Refused::NewCut) => {
+                    newest = Some(u64::MAX - 1);
+                    // Making room to keep moves no entry of the page.
+                    at = latch.live().find(key);
+                }
+            }
+        };
+        // Nothing from here to `done` may fail.
+        let leaf = &mut **latch;
+        if keeps && ticket.newest.is_some_and(|newest| leaf.must_keep(key, newest)) {
+            leaf.keep_entry(key, at, ticket.tick);
+        }
+        let page = leaf.live_mut();
+        let trash: Trash = match (at, &new) {
+            (Ok(at), Some(new)) => page.replace(at, key, new),
+            (Ok(at), None) => page.remove(at),
+            (Err(at), Some(new)) => {
+                page.insert(at, key, new);
+                None
+            }
+            (Err(_), None) => None,
+        };
+        page.add_fingerprint(delta.fingerprint);
+        let old_stamp = std::mem::replace(&mut leaf.stamp, ticket.position.seq);
+        mark_retained(&trash, leaf);
+        garbage.larges.extend(trash);
+        if keeps {
+            self.settle_kept(latch, ticket.cut.as_deref(), old_stamp, garbage);
+        }
+        let position = ticket.done();
+        if new.is_none() {
+            self.note_shrunk(latch);
+        }
+        Ok(position)
+    }
+
+    /// Makes the leaf able to keep one more entry, if the cut of tick `newest` needs it to.
+    fn prepare_keep(
+        &self,
+        latch: &mut WriteLatch<'_>,
+        key: &[u8],
+        at: std::result::Result<usize, usize>,
+        newest: u64,
+        garbage: &mut Garbage,
+    ) -> bool {
+        if !latch.must_keep(key, newest) {
+            return false;
+        }
+        let page = latch.live();
+        let old = match at {
+            Ok(at) => Entry { died: 1, ..page.entry(at) },
+            Err(_) => Entry { value: Value::Absent, expire_at: 0, died: 1 },
+        };
+        let bytes = page.cost(key, &old);
+        if newest < u64::MAX - 1 && latch.would_outweigh(bytes) {
+            let cuts = self.commit.live_ticks();
+            let (mut pages, present_from) = latch.whole_pages(&cuts);
+            if let (Some(born), Some(&last)) = (present_from, cuts.last()) {
+                let mut page = latch.live().duplicate();
+                page.retain();
+                pages.push(Whole { born, died: last + 1, page: Arc::new(page) });
+            }
+            garbage.pages.extend(latch.keep_whole(pages));
+            if !latch.must_keep(key, newest) {
+                return true;
+            }
+        }
+        latch.make_room_to_keep(bytes);
+        true
+    }
+
+    /// After something was kept, or room was made for it: puts the leaf's range on the list of `cut`, the
+    /// newest live one, if it is not listed there yet. What no list will ever lead to is freed on the spot.
+    pub(crate) fn settle_kept(
+        &self,
+        latch: &mut WriteLatch<'_>,
+        cut: Option<&Cut>,
+        old_stamp: Seq,
+        garbage: &mut Garbage,
+    ) {
+        let range = {
+            let page = latch.live();
+            (Slice::new(page.low()), page.high().map(Slice::new))
+        };
+        let Some(kept) = &mut latch.kept else { return };
+        let is_listed = match cut {
+            Some(cut) => {
+                kept.note_stamp(cut.tick, old_stamp);
+                kept.listed = cut.code();
+                cut.list(range)
+            }
+            // Listed before: then that list's sweep, which needs this latch, is still to come.
+            None => kept.listed != 0,
+        };
+        if !is_listed {
+            garbage.pages.extend(self.sweep_leaf(latch));
+        }
+    }
+
+    /// Makes the leaf able to take `new` under `key` (`None`: nothing is needed), by more memory or by a
+    /// split, after which the latch is that of the half the key lies in. Returns where the key is or belongs.
+    fn make_room<'a>(
+        &'a self,
+        latch: &mut WriteLatch<'a>,
+        key: &[u8],
+        new: Option<&Entry<'_>>,
+    ) -> std::result::Result<usize, usize> {
+        loop {
+            let page = latch.live();
+            let at = page.find(key);
+            let Some(new) = new else { return at };
+            let need = match at {
+                Ok(at) => page.replace_cost(at, key, new),
+                Err(_) => page.cost(key, new),
+            };
+            let has_place = at.is_ok() || page.len() < self.config.leaf_entries;
+            if need <= page.free() && has_place {
+                return at;
+            }
+            let used = page.used() + need;
+            // A leaf always has room for two entries of the largest size.
+            if (used <= self.config.leaf_bytes && has_place) || page.len() < 2 {
+                let page = latch.page.take().expect("latched alive");
+                latch.page = Some(page.resized((used + slack(used)).min(AREA_MAX)));
+            } else {
+                self.split(latch, key, at);
+            }
+        }
+    }
+
+    /// Splits the leaf, content unchanged, and goes on with the half that `key` lies in.
+    fn split<'a>(
+        &'a self,
+        latch: &mut WriteLatch<'a>,
+        key: &[u8],
+        at: std::result::Result<usize, usize>,
+    ) {
+        let page = latch.live();
+        // An ascending load leaves full leaves behind.
+        let first_right = match at {
+            Err(at) if page.is_ascending(at) => at,
+            _ => page.middle(),
+        };
+        let mut left_last = Vec::new();
+        page.key_into(first_right - 1, &mut left_last);
+        let mut right_first = key.to_vec();
+        if first_right < page.len() {
+            page.key_into(first_right, &mut right_first);
+        }
+        let middle = &right_first[..common_prefix(&left_last, &right_first) + 1];
+        let (low, high) = (page.low().to_vec(), page.high().map(<[u8]>::to_vec));
+        let left = page.copied(0..first_right, &low, Some(middle), slack(0));
+        let right = page.copied(first_right..page.len(), middle, high.as_deref(), slack(0));
+        let id = self.slab.alloc();
+        // Nobody knows the number yet, so this waits for nobody.
+        let mut right_latch = WriteLatch::latch(&self.slab, id);
+        right_latch.page = Some(right);
+        right_latch.stamp = latch.stamp;
+        right_latch.next = latch.next;
+        right_latch.is_candidate = false;
+        right_latch.kept = latch.split_kept(&low, middle, high.as_deref());
+        latch.page = Some(left);
+        latch.next = Some(id);
+        // Entered while latched: who finds the leaf dead later knows that the directory has forgotten it.
+        self.directory.insert(middle, id);
+        if key >= middle {
+            *latch = right_latch;
+        }
+    }
+}
+
+/// Free room that a growing page gets beyond what it needs: little, since it is never used on average.
+pub(crate) fn slack(used: usize) -> usize {
+    used / 16 + 32
+}
+
+/// What the write changes in its keyspace's totals.
+fn delta_of(page: &Page, at: std::result::Result<usize, usize>, write: &PointWrite<'_>) -> Delta {
+    let mut delta = Delta::default();
+    let key_len = write.key.len() - write.prefix_len;
+    let len = |entry: &Entry<'_>| (key_len + entry.value.len()).cast_signed() as i64;
+    if let Ok(at) = at {
+        let old = page.entry(at);
+        let old_fingerprint = fingerprint::entry(write.key, old.value.hash(), old.expire_at);
+        delta.fingerprint = 0u64.wrapping_sub(old_fingerprint);
+        delta.records -= 1;
+        delta.bytes -= len(&old);
+    }
+    if let Some(put) = &write.put {
+        let new_fingerprint = fingerprint::entry(write.key, put.hash, put.expire_at);
+        delta.fingerprint = delta.fingerprint.wrapping_add(new_fingerprint);
+        delta.records += 1;
+        delta.bytes += len(&put.entry());
+    }
+    delta
+}
+
+/// Hashes and, if large, shares a value on its way in; called with no latch held.
+pub(crate) fn new_value<'a>(
+    tree: &Tree,
+    bytes: &'a [u8],
+    expire_at: u64,
+) -> Result<Put<'a>> {
+    if bytes.len() > crate::MAX_VALUE_LEN {
+        return Err(Error::ValueTooLarge { len: bytes.len() });
+    }
+    let hash = fingerprint::value_hash(bytes);
+    let value = match bytes.len() > INLINE_VALUE_MAX {
+        true => {
+            tree.check_memory(bytes.len())?;
+            NewValue::Large(LargeBytes::new(bytes.into(), hash, tree.account()))
+        }
+        false => NewValue::Bytes(bytes),
+    };
+    Ok(Put { value, hash, expire_at })
+}
