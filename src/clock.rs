@@ -2,7 +2,7 @@
 //!
 //! [`Clock`] is wall time, for expiry and the times of cuts; nothing is ever ordered by it. What must
 //! not be guessed, or not repeat in another process, comes from the operating system ([`os_random`],
-//! [`random_id`]); what must repeat exactly comes from a seed ([`Random`]).
+//! [`random_id`]); what must repeat exactly comes from a seed (`Random`).
 
 use std::fmt;
 use std::io;

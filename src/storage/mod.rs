@@ -74,12 +74,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reads up to `buf.len()` bytes from `offset`; 0 only at or past the end, or for an empty `buf`.
     ///
-    /// May read fewer, may be interrupted: see [`read_exact_at`].
+    /// May read fewer, may be interrupted: `read_exact_at` goes on.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes up to `buf.len()` bytes at `offset`, growing the file if need be; a gap reads as zeros.
     ///
-    /// May write fewer, may be interrupted: see [`write_all_at`].
+    /// May write fewer, may be interrupted: `write_all_at` goes on.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
 
     /// The length now, in bytes.

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 
 use super::super::tests::TestDir;
 use super::super::{OsDisk, read_exact_at, write_all_at};
