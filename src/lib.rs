@@ -6,7 +6,10 @@ mod storage;
 #[allow(dead_code, reason = "cuts and ids will use it")]
 mod clock;
 mod error;
+mod fingerprint;
 mod slice;
+mod sync;
+mod tree;
 
 pub use error::{Error, Fault, Result};
 pub use slice::Slice;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Slices up to this many bytes need no allocation.
 const INLINE_LEN: usize = 22;
@@ -28,6 +29,76 @@ pub struct Slice(Repr);
 enum Repr {
     Inline { len: u8, bytes: [u8; INLINE_LEN] },
     Shared(Arc<[u8]>),
+    Large(Arc<LargeBytes>),
+}
+
+/// Bytes too long for a leaf, with their hash, counted for as long as anyone holds them.
+pub(crate) struct LargeBytes {
+    bytes: Box<[u8]>,
+    /// XXH3 of `bytes`, so that nobody hashes them again under a latch.
+    hash: u64,
+    /// Whether the account counts them as retained for stills instead of live.
+    retained: AtomicBool,
+    account: Arc<Account>,
+}
+
+/// What a tree's memory adds up to, in bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Account {
+    /// Pages and large values that live entries use, leaf headers included.
+    pub(crate) live: AtomicU64,
+    /// Pages and large values that only stills need.
+    pub(crate) retained: AtomicU64,
+    /// Directory nodes.
+    pub(crate) directory: AtomicU64,
+}
+
+// Relaxed throughout: the three are sums to report and to compare with limits; nothing is read
+// because of what they say.
+impl Account {
+    /// The counter of live or of retained memory.
+    pub(crate) fn of(&self, retained: bool) -> &AtomicU64 {
+        if retained { &self.retained } else { &self.live }
+    }
+
+    /// Live, retained and directory bytes together.
+    pub(crate) fn total(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+            + self.retained.load(Ordering::Relaxed)
+            + self.directory.load(Ordering::Relaxed)
+    }
+}
+
+impl LargeBytes {
+    /// Takes `bytes`, whose hash is `hash`.
+    pub(crate) fn new(bytes: Box<[u8]>, hash: u64, account: &Arc<Account>) -> Arc<Self> {
+        account.live.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let account = Arc::clone(account);
+        Arc::new(Self { bytes, hash, retained: AtomicBool::new(false), account })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// From now on only stills (or the caller's slices) need these bytes.
+    pub(crate) fn retain(&self) {
+        if !self.retained.swap(true, Ordering::Relaxed) {
+            self.account.live.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+            self.account.retained.fetch_add(self.bytes.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for LargeBytes {
+    fn drop(&mut self) {
+        let retained = self.retained.load(Ordering::Relaxed);
+        self.account.of(retained).fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+    }
 }
 
 const _: () = assert!(size_of::<Slice>() == 24);
@@ -49,12 +120,9 @@ impl Slice {
         Slice(Repr::Inline { len: bytes.len() as u8, bytes: inline })
     }
 
-    /// The bytes as one shared allocation, made now if they are inline.
-    pub(crate) fn into_shared(self) -> Arc<[u8]> {
-        match self.0 {
-            Repr::Inline { len, bytes } => bytes[..usize::from(len)].into(),
-            Repr::Shared(bytes) => bytes,
-        }
+    /// Shares a large value.
+    pub(crate) fn large(bytes: Arc<LargeBytes>) -> Self {
+        Slice(Repr::Large(bytes))
     }
 }
 
@@ -64,6 +132,7 @@ impl Deref for Slice {
         match &self.0 {
             Repr::Inline { len, bytes } => &bytes[..usize::from(*len)],
             Repr::Shared(bytes) => bytes,
+            Repr::Large(large) => large.bytes(),
         }
     }
 }
@@ -178,7 +247,6 @@ mod tests {
             let slice = Slice::new(&bytes);
             assert_eq!(slice, bytes, "length {len}");
             assert_eq!(slice.clone(), slice);
-            assert_eq!(Slice::from(slice.clone().into_shared()), slice);
         }
     }
 

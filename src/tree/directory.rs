@@ -1,0 +1,572 @@
+//! The directory: leads a key to a leaf, and may be stale. Whoever arrives checks the leaf's fences.
+//!
+//! A tree of nodes with up to [`FANOUT`] children, the low fences as separators. Readers walk it under an
+//! epoch guard and take no lock; writers take one mutex, replace the nodes they change whole and retire
+//! the old ones. A node drops the prefix that its own fences share, and holds the first 8 bytes behind it
+//! (*heads*) apart from the separators, so that a search touches the heads and one child.
+//!
+//! A removed first entry leaves its node's low fence as it is, and within an inner node the first child
+//! covers from the node's fence on. A search that then finds nothing at or below its key in a bottom node
+//! looks for the entry before that node instead, which exists because the leftmost leaf never dies and
+//! empty nodes are removed.
+//!
+//! # Unsafe
+//! One of three files that may use it: [`Slot`] is an epoch pointer. Invariants:
+//! 1. A slot is never null; its node was boxed by it and is retired at most once, when it is replaced or
+//!    when the node that leads to it is dropped with the whole directory.
+//! 2. `Slot::share` makes a second pointer to one node; the writer then retires the node around the first
+//!    pointer without its children.
+//!
+//! Knows nothing of latches and pages. Ids are opaque.
+
+#![cfg_attr(not(shuttle), expect(unsafe_code, reason = "epoch pointers; see `Unsafe` above"))]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::slice::Account;
+use crate::sync::{Guard, Mutex, pin};
+use crate::tree::page::{common_prefix, prefetch};
+
+/// Children of a node at the most: its heads are 8 cache lines. Few in tests, so that trees get deep.
+const FANOUT: usize = if cfg!(any(test, shuttle)) { 8 } else { 64 };
+/// Children of a node that a bulk load fills.
+const BULK: usize = FANOUT - FANOUT / 8;
+
+/// Names a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LeafId(pub(crate) u32);
+
+/// See the file's head.
+pub(crate) struct Directory {
+    root: Slot,
+    /// Excludes other writers.
+    writer: Mutex<()>,
+    account: Arc<Account>,
+}
+
+struct Node {
+    heads: [u64; FANOUT],
+    children: Children,
+    count: usize,
+    /// What all separators here share; they are stored without it.
+    prefix: Box<[u8]>,
+    /// Where the separators end in `separators`.
+    ends: Box<[u32]>,
+    separators: Box<[u8]>,
+}
+
+enum Children {
+    Leaves([LeafId; FANOUT]),
+    Nodes(Box<[Slot]>),
+}
+
+/// One child while a node is rebuilt.
+enum Child {
+    Leaf(LeafId),
+    Node(Slot),
+}
+
+#[cfg(not(shuttle))]
+mod slot {
+    use super::Node;
+    use crate::sync::Guard;
+    use crossbeam_epoch::{Atomic, Owned};
+    use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+
+    /// An epoch pointer to a node.
+    pub(super) struct Slot(Atomic<Node>);
+
+    impl Slot {
+        pub(super) fn new(node: Node) -> Self {
+            Slot(Atomic::new(node))
+        }
+
+        /// Acquire: pairs with the release in `replace`, so that the node's content is seen whole.
+        pub(super) fn load<'g>(&self, guard: &'g Guard) -> &'g Node {
+            // SAFETY: never null, and retired only by a guard's defer (invariant 1).
+            unsafe { self.0.load(Acquire, guard).deref() }
+        }
+
+        /// Puts `node` in place; the old one is freed when no guard can see it.
+        pub(super) fn replace(&self, node: Node, guard: &Guard) {
+            let old = self.0.swap(Owned::new(node), AcqRel, guard);
+            // SAFETY: unreachable now, for its only other pointers are in retired nodes (invariant 2),
+            // and retired once: only the one writer replaces.
+            unsafe { guard.defer_destroy(old) };
+        }
+
+        /// A second pointer to the same node, for the node that replaces the one around this slot.
+        pub(super) fn share(&self, guard: &Guard) -> Self {
+            Slot(Atomic::from(self.0.load(Acquire, guard)))
+        }
+
+        /// Frees the node once no guard can see it.
+        pub(super) fn retire(&self, guard: &Guard) {
+            // SAFETY: the caller took the slot out of the tree (invariant 1).
+            unsafe { guard.defer_destroy(self.0.load(Acquire, guard)) };
+        }
+
+        /// Takes the node out of a directory that nobody uses any more.
+        pub(super) fn take(&mut self) -> Node {
+            let old = std::mem::replace(&mut self.0, Atomic::null());
+            debug_assert!(!old.load(Relaxed, unprotected()).is_null());
+            // SAFETY: `&mut self` of a slot that is in the tree: no one else has the node (invariants 1, 2).
+            *unsafe { old.into_owned() }.into_box()
+        }
+    }
+
+    fn unprotected() -> &'static Guard {
+        // SAFETY: only used to look at a pointer that `&mut` already excludes others from.
+        unsafe { crossbeam_epoch::unprotected() }
+    }
+}
+#[cfg(shuttle)]
+mod slot {
+    use super::Node;
+    use crate::sync::{Guard, Mutex};
+    use std::sync::Arc;
+
+    /// What the model checker sees instead of an epoch pointer.
+    pub(super) struct Slot(Mutex<Arc<Node>>);
+
+    impl Slot {
+        pub(super) fn new(node: Node) -> Self {
+            Slot(Mutex::new(Arc::new(node)))
+        }
+        pub(super) fn load<'g>(&self, guard: &'g Guard) -> &'g Node {
+            guard.keep(Arc::clone(&self.0.lock()))
+        }
+        pub(super) fn replace(&self, node: Node, _: &Guard) {
+            *self.0.lock() = Arc::new(node);
+        }
+        pub(super) fn share(&self, _: &Guard) -> Self {
+            Slot(Mutex::new(Arc::clone(&self.0.lock())))
+        }
+        pub(super) fn retire(&self, _: &Guard) {}
+    }
+}
+use slot::Slot;
+
+/// The first 8 bytes behind a node's prefix, so that integers order as the keys do.
+fn head_of(suffix: &[u8]) -> u64 {
+    match suffix.first_chunk::<8>() {
+        Some(head) => u64::from_be_bytes(*head),
+        None => {
+            let mut head = [0; 8];
+            head[..suffix.len()].copy_from_slice(suffix);
+            u64::from_be_bytes(head)
+        }
+    }
+}
+
+impl Node {
+    /// A node for separators within `[low, high)`.
+    fn new(low: &[u8], high: Option<&[u8]>, entries: Vec<(Vec<u8>, Child)>) -> Self {
+        assert!(!entries.is_empty() && entries.len() <= FANOUT, "our bug: a node's size");
+        let prefix_len = high.map_or(0, |high| common_prefix(low, high));
+        let mut heads = [u64::MAX; FANOUT];
+        let mut ends = Vec::with_capacity(entries.len());
+        let mut separators = Vec::new();
+        for (at, (separator, _)) in entries.iter().enumerate() {
+            let suffix = &separator[prefix_len..];
+            heads[at] = head_of(suffix);
+            separators.extend_from_slice(suffix);
+            #[expect(clippy::cast_possible_truncation, reason = "64 separators of at most 64 KiB")]
+            ends.push(separators.len() as u32);
+        }
+        let count = entries.len();
+        let is_bottom = matches!(entries[0].1, Child::Leaf(_));
+        let children = if is_bottom {
+            let mut leaves = [LeafId(u32::MAX); FANOUT];
+            for (leaf, (_, child)) in leaves.iter_mut().zip(&entries) {
+                if let Child::Leaf(id) = child {
+                    *leaf = *id;
+                }
+            }
+            Children::Leaves(leaves)
+        } else {
+            let node = |(_, child)| match child {
+                Child::Node(slot) => slot,
+                Child::Leaf(_) => unreachable!("a node's children are of one kind"),
+            };
+            Children::Nodes(entries.into_iter().map(node).collect())
+        };
+        let prefix = low[..prefix_len].into();
+        Node { heads, children, count, prefix, ends: ends.into(), separators: separators.into() }
+    }
+
+    fn bytes(&self) -> u64 {
+        let children = match &self.children {
+            Children::Leaves(_) => 0,
+            Children::Nodes(nodes) => size_of_val(&**nodes),
+        };
+        let boxes = self.prefix.len() + size_of_val(&*self.ends) + self.separators.len();
+        (size_of::<Self>() + children + boxes) as u64
+    }
+
+    fn separator(&self, at: usize) -> &[u8] {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
+        &self.separators[start..self.ends[at] as usize]
+    }
+
+    fn full_separator(&self, at: usize) -> Vec<u8> {
+        [&self.prefix, self.separator(at)].concat()
+    }
+
+    /// How many separators are at most `key` (less than `key` if `strictly`).
+    fn rank(&self, key: &[u8], strictly: bool) -> usize {
+        // A key from beyond the fences can only come from a search for "the entry before": it equals the
+        // high fence then, or lies left of what a stale node covers.
+        let Some(suffix) = key.strip_prefix(&*self.prefix) else {
+            return if key < &*self.prefix { 0 } else { self.count };
+        };
+        let head = head_of(suffix);
+        let heads = &self.heads[..self.count];
+        let mut rank = 0;
+        let mut len = heads.len();
+        while len > 1 {
+            let half = len / 2;
+            rank += usize::from(heads[rank + half - 1] <= head) * half;
+            len -= half;
+        }
+        rank += usize::from(len == 1 && heads[rank] <= head);
+        while rank > 0 && heads[rank - 1] == head {
+            let separator = self.separator(rank - 1);
+            if separator < suffix || (!strictly && separator == suffix) {
+                break;
+            }
+            rank -= 1;
+        }
+        rank
+    }
+
+    fn entries(&self, guard: &Guard) -> Vec<(Vec<u8>, Child)> {
+        let child = |at: usize| match &self.children {
+            Children::Leaves(leaves) => Child::Leaf(leaves[at]),
+            Children::Nodes(nodes) => Child::Node(nodes[at].share(guard)),
+        };
+        (0..self.count).map(|at| (self.full_separator(at), child(at))).collect()
+    }
+}
+
+/// An entry found: a leaf and its low fence.
+pub(crate) struct Found<'g> {
+    node: &'g Node,
+    at: usize,
+    pub(crate) id: LeafId,
+}
+
+impl Found<'_> {
+    /// Whether the low fence is at least `bound`.
+    pub(crate) fn low_is_at_least(&self, bound: &[u8]) -> bool {
+        let separator = self.node.separator(self.at);
+        match bound.strip_prefix(&*self.node.prefix) {
+            Some(suffix) => separator >= suffix,
+            None => &*self.node.prefix >= bound,
+        }
+    }
+}
+
+/// One node on a writer's way down.
+struct Step<'g> {
+    slot: &'g Slot,
+    node: &'g Node,
+    /// The child that covers what is looked for.
+    at: usize,
+    low: Vec<u8>,
+    high: Option<Vec<u8>>,
+}
+
+impl Directory {
+    /// A directory of `leaves`, each with its low fence, ascending, the first one empty.
+    pub(crate) fn new(leaves: Vec<(Vec<u8>, LeafId)>, account: Arc<Account>) -> Self {
+        let mut level: Vec<_> =
+            leaves.into_iter().map(|(low, id)| (low, Child::Leaf(id))).collect();
+        let mut bytes = 0;
+        while level.len() > FANOUT || matches!(level[0].1, Child::Leaf(_)) {
+            let lows: Vec<Vec<u8>> =
+                level.iter().step_by(BULK).map(|(low, _)| low.clone()).collect();
+            let mut rest = level.into_iter();
+            let node = |(at, low): (usize, &Vec<u8>)| {
+                let entries: Vec<_> = rest.by_ref().take(BULK).collect();
+                let node = Node::new(low, lows.get(at + 1).map(|low| &**low), entries);
+                bytes += node.bytes();
+                (low.clone(), Child::Node(Slot::new(node)))
+            };
+            level = lows.iter().enumerate().map(node).collect();
+        }
+        let root = match (level.len(), level.pop()) {
+            (1, Some((_, Child::Node(root)))) => root,
+            (_, last) => {
+                level.extend(last);
+                let root = Node::new(&[], None, level);
+                bytes += root.bytes();
+                Slot::new(root)
+            }
+        };
+        account.directory.fetch_add(bytes, Relaxed);
+        Self { root, writer: Mutex::new(()), account }
+    }
+
+    /// The entry with the greatest low fence at most `key`.
+    #[inline]
+    pub(crate) fn find<'g>(&self, key: &[u8], guard: &'g Guard) -> Found<'g> {
+        self.search(key, false, guard)
+    }
+
+    /// The entry with the greatest low fence below `fence`, which is not empty.
+    pub(crate) fn find_before<'g>(&self, fence: &[u8], guard: &'g Guard) -> Found<'g> {
+        self.search(fence, true, guard)
+    }
+
+    fn search<'g>(&self, key: &[u8], strictly: bool, guard: &'g Guard) -> Found<'g> {
+        let mut node = self.root.load(guard);
+        let mut low: Option<(&'g Node, usize)> = None;
+        loop {
+            let rank = node.rank(key, strictly);
+            let at = rank.saturating_sub(1);
+            match &node.children {
+                Children::Leaves(leaves) if rank > 0 => {
+                    return Found { node, at, id: leaves[at] };
+                }
+                Children::Leaves(_) => {
+                    // The node's first entry was removed: take the entry before the node.
+                    let (parent, at) = low.expect("the leftmost leaf is always in the directory");
+                    let fence = parent.full_separator(at);
+                    return self.search(&fence, true, guard);
+                }
+                Children::Nodes(nodes) => {
+                    if at > 0 {
+                        low = Some((node, at));
+                    }
+                    node = nodes[at].load(guard);
+                    for line in 0..FANOUT / 8 {
+                        prefetch(node.heads.as_ptr().wrapping_add(line * 8).cast());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Enters a leaf. Its latch is held by the caller.
+    pub(crate) fn insert(&self, low: &[u8], id: LeafId) {
+        let _writer = self.writer.lock();
+        let guard = &pin();
+        let path = self.path_to(low, guard);
+        let mut carry = (low.to_vec(), Child::Leaf(id));
+        for (depth, step) in path.iter().enumerate().rev() {
+            let mut entries = step.node.entries(guard);
+            let at = match path.get(depth + 1) {
+                // The child that was split starts at its fence, wherever its first entry is.
+                Some(child) => {
+                    entries[step.at].0.clone_from(&child.low);
+                    step.at + 1
+                }
+                None => entries.partition_point(|(separator, _)| *separator < carry.0),
+            };
+            if entries.get(at).is_some_and(|(separator, _)| *separator == carry.0) {
+                entries[at] = carry;
+                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
+            }
+            entries.insert(at, carry);
+            if entries.len() <= FANOUT {
+                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
+            }
+            // An ascending load leaves the left node full.
+            let half = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
+            let right = entries.split_off(half);
+            let middle = right[0].0.clone();
+            let left = Node::new(&step.low, Some(&middle), entries);
+            let right = Node::new(&middle, step.high.as_deref(), right);
+            if depth == 0 {
+                self.grown(&left, 1);
+                self.grown(&right, 1);
+                let halves = vec![
+                    (Vec::new(), Child::Node(Slot::new(left))),
+                    (middle, Child::Node(Slot::new(right))),
+                ];
+                return self.put(step, Node::new(&[], None, halves), guard);
+            }
+            self.put(step, left, guard);
+            self.grown(&right, 1);
+            carry = (middle, Child::Node(Slot::new(right)));
+        }
+    }
+
+    /// Removes the leaf entered at `low`. Its latch is held by the caller.
+    pub(crate) fn remove(&self, low: &[u8]) {
+        assert!(!low.is_empty(), "our bug: the leftmost leaf never dies");
+        let _writer = self.writer.lock();
+        let guard = &pin();
+        for step in self.path_to(low, guard).iter().rev() {
+            let mut entries = step.node.entries(guard);
+            if matches!(step.node.children, Children::Leaves(_)) {
+                assert!(
+                    entries[step.at].0 == low,
+                    "our bug: a leaf removed that was never entered"
+                );
+            }
+            entries.remove(step.at);
+            if !entries.is_empty() {
+                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
+            }
+            // An empty node goes as well, and its parent's entry with it.
+            step.slot.retire(guard);
+            self.grown(step.node, -1);
+        }
+    }
+
+    fn put(&self, step: &Step<'_>, new: Node, guard: &Guard) {
+        self.grown(&new, 1);
+        self.grown(step.node, -1);
+        step.slot.replace(new, guard);
+    }
+
+    fn grown(&self, node: &Node, sign: i8) {
+        match sign {
+            1 => self.account.directory.fetch_add(node.bytes(), Relaxed),
+            _ => self.account.directory.fetch_sub(node.bytes(), Relaxed),
+        };
+    }
+
+    /// The nodes from the root to the bottom node that covers `low`.
+    fn path_to<'g>(&'g self, low: &[u8], guard: &'g Guard) -> Vec<Step<'g>> {
+        let mut path: Vec<Step<'g>> = Vec::new();
+        let (mut slot, mut node_low, mut node_high) = (&self.root, Vec::new(), None);
+        loop {
+            let node = slot.load(guard);
+            let at = node.rank(low, false).saturating_sub(1);
+            let step = Step { slot, node, at, low: node_low, high: node_high };
+            if let Children::Nodes(nodes) = &node.children {
+                slot = &nodes[at];
+                // Within a node the first child starts at the node's fence.
+                node_low = if at == 0 { step.low.clone() } else { node.full_separator(at) };
+                node_high = match at + 1 < node.count {
+                    true => Some(node.full_separator(at + 1)),
+                    false => step.high.clone(),
+                };
+                path.push(step);
+            } else {
+                path.push(step);
+                return path;
+            }
+        }
+    }
+
+    /// Every entry in order: for tests and for taking the tree apart.
+    #[cfg(test)]
+    fn entries(&self) -> Vec<(Vec<u8>, LeafId)> {
+        fn walk(node: &Node, guard: &Guard, out: &mut Vec<(Vec<u8>, LeafId)>) {
+            for at in 0..node.count {
+                match &node.children {
+                    Children::Leaves(leaves) => out.push((node.full_separator(at), leaves[at])),
+                    Children::Nodes(nodes) => walk(nodes[at].load(guard), guard, out),
+                }
+            }
+        }
+        let guard = pin();
+        let mut out = Vec::new();
+        walk(self.root.load(&guard), &guard, &mut out);
+        out
+    }
+}
+
+#[cfg(not(shuttle))]
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let mut nodes = vec![self.root.take()];
+        while let Some(node) = nodes.pop() {
+            self.grown(&node, -1);
+            if let Children::Nodes(children) = node.children {
+                nodes.extend(children.into_vec().iter_mut().map(Slot::take));
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn check(directory: &Directory, model: &BTreeMap<Vec<u8>, LeafId>, keys: &[Vec<u8>]) {
+        let guard = pin();
+        for key in keys {
+            let found = directory.find(key, &guard);
+            let (low, id) = model.range(..=key.clone()).next_back().expect("the first is empty");
+            assert_eq!(found.id, *id, "find {key:?}");
+            assert!(found.low_is_at_least(low));
+            let mut above = low.clone();
+            above.push(0);
+            assert!(!found.low_is_at_least(&above));
+            if !key.is_empty() {
+                let before = model.range(..key.clone()).next_back().expect("the first is empty");
+                assert_eq!(directory.find_before(key, &guard).id, *before.1, "before {key:?}");
+            }
+        }
+    }
+
+    /// Keys that share long prefixes, hold zeros and are prefixes of one another.
+    fn key(random: u64) -> Vec<u8> {
+        let stem: &[u8] = [&b""[..], b"aaaaaaaaaaaa", b"aaaaaaaaaaaab", b"\0\0\0\0\0\0\0\0\0"]
+            [(random >> 8) as usize % 4];
+        let mut key = stem.to_vec();
+        key.extend(((random >> 16) as u16).to_be_bytes().iter().take((random >> 40) as usize % 3));
+        key.extend(std::iter::repeat_n(0, (random >> 48) as usize % 3));
+        key
+    }
+
+    #[test]
+    fn finds_what_a_map_finds_through_inserts_and_removes() {
+        for seed in 1..6u64 {
+            let mut random = seed;
+            let mut next = move || {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random
+            };
+            let account = Arc::new(Account::default());
+            let first = vec![(Vec::new(), LeafId(0))];
+            let directory = Directory::new(first, Arc::clone(&account));
+            let mut model = BTreeMap::from([(Vec::new(), LeafId(0))]);
+            for step in 1..6_000u32 {
+                let low = key(next());
+                if next() % 1000 < if step < 3_000 { 800 } else { 200 } {
+                    if !low.is_empty() {
+                        directory.insert(&low, LeafId(step));
+                        model.insert(low, LeafId(step));
+                    }
+                } else if let Some(low) = model.range(low..).next().map(|(low, _)| low.clone())
+                    && !low.is_empty()
+                {
+                    directory.remove(&low);
+                    model.remove(&low);
+                }
+                if step % 500 == 0 {
+                    let keys: Vec<_> = (0..300).map(|_| key(next())).collect();
+                    check(&directory, &model, &keys);
+                    assert!(directory.entries().into_iter().eq(model.clone()));
+                }
+            }
+            drop(directory);
+            assert_eq!(account.directory.load(Relaxed), 0, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_bulk_load_equals_inserts_one_by_one() {
+        for count in [1usize, 2, 56, 57, 64, 65, 3136, 3137, 4000] {
+            let lows = (0..count).map(|i| match i {
+                0 => Vec::new(),
+                _ => (i as u32).to_be_bytes().to_vec(),
+            });
+            let leaves: Vec<_> = lows.zip(0..).map(|(low, id)| (low, LeafId(id))).collect();
+            let model: BTreeMap<_, _> = leaves.iter().cloned().collect();
+            let directory = Directory::new(leaves, Arc::new(Account::default()));
+            let keys: Vec<_> = (0..count as u32).map(|i| i.to_be_bytes().to_vec()).collect();
+            check(&directory, &model, &keys);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! tree
+pub(crate) mod arena;
+pub(crate) mod directory;
+pub(crate) mod page;
