@@ -8,12 +8,11 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 #[cfg(any(test, feature = "simulation"))]
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+#[cfg(any(test, feature = "simulation"))]
+use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Result};
 
 /// Tells the time of day. It may jump, backwards too.

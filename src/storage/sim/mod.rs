@@ -15,8 +15,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
-
 pub use self::crash::{CrashPoint, Fate};
 use self::fault::FaultPlan;
 pub use self::fault::{Call, CallKind, DiskFault, Effect};
@@ -24,6 +22,7 @@ pub use self::tree::{Change, DirId, FileId, Node, Step};
 use self::tree::{MAX_FILE_LEN, ROOT, Tree, os_error, to_usize};
 use super::{Disk, DiskFile};
 use crate::clock::Random;
+use crate::sync::{Mutex, MutexGuard};
 
 mod crash;
 mod fault;
