@@ -2,18 +2,17 @@
 //!
 //! [`Clock`] is wall time, for expiry and the times of cuts; nothing is ever ordered by it. What must
 //! not be guessed, or not repeat in another process, comes from the operating system ([`os_random`],
-//! [`random_id`]); what must repeat exactly comes from a seed ([`Random`]).
+//! [`random_id`]); what must repeat exactly comes from a seed (`Random`).
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 #[cfg(any(test, feature = "simulation"))]
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+#[cfg(any(test, feature = "simulation"))]
+use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Result};
 
 /// Tells the time of day. It may jump, backwards too.

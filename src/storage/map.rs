@@ -15,6 +15,8 @@ use std::path::Path;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::sync::assert_no_latch;
+
 /// A regular file, mapped for reading.
 #[derive(Debug)]
 pub(crate) struct Map {
@@ -31,6 +33,7 @@ impl Map {
     /// While the result lives, nobody shortens the file, in this process or another: to read a page that
     /// the file no longer has kills the process (SIGBUS). Who changes bytes only changes what is read.
     pub(crate) unsafe fn open(path: &Path) -> io::Result<Map> {
+        assert_no_latch(super::DISK);
         let file = super::open_regular(path, false)?;
         Ok(Map { raw: MmapOptions::new().map_raw_read_only(&file)? })
     }
@@ -45,6 +48,8 @@ impl Map {
     /// # Errors
     /// `UnexpectedEof` if they do not all lie in the map; `buf` is then unchanged.
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        // A page that is not in memory yet is a read from disk all the same.
+        assert_no_latch(super::DISK);
         let start = usize::try_from(offset).ok();
         let end = start.and_then(|start| start.checked_add(buf.len()));
         let (Some(start), Some(end)) = (start, end) else {

@@ -16,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::clock;
+use crate::sync::assert_no_latch;
 
 pub(crate) mod map;
 #[cfg(any(test, feature = "simulation"))]
@@ -74,12 +75,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reads up to `buf.len()` bytes from `offset`; 0 only at or past the end, or for an empty `buf`.
     ///
-    /// May read fewer, may be interrupted: see [`read_exact_at`].
+    /// May read fewer, may be interrupted: `read_exact_at` goes on.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes up to `buf.len()` bytes at `offset`, growing the file if need be; a gap reads as zeros.
     ///
-    /// May write fewer, may be interrupted: see [`write_all_at`].
+    /// May write fewer, may be interrupted: `write_all_at` goes on.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
 
     /// The length now, in bytes.
@@ -191,6 +192,9 @@ pub(crate) struct OsDisk;
 #[derive(Debug)]
 struct OsFile(File);
 
+/// The place that no one enters with a latch held; every call here and in the twin checks it.
+const DISK: &str = "the disk";
+
 /// Opens a regular file and nothing else, without ever waiting.
 fn open_regular(path: &Path, write: bool) -> io::Result<File> {
     // Asked before opening, since to open a device can have effects; asked again after, since the name
@@ -215,32 +219,39 @@ fn refuse_irregular(kind: &std::fs::FileType) -> io::Result<()> {
 
 impl Disk for OsDisk {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        assert_no_latch(DISK);
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Box::new(OsFile(file)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        assert_no_latch(DISK);
         Ok(Box::new(OsFile(open_regular(path, false)?)))
     }
 
     fn open_write(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        assert_no_latch(DISK);
         Ok(Box::new(OsFile(open_regular(path, true)?)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        assert_no_latch(DISK);
         std::fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        assert_no_latch(DISK);
         std::fs::remove_file(path)
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        assert_no_latch(DISK);
         DirBuilder::new().mode(0o700).create(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        assert_no_latch(DISK);
         let mut names = std::fs::read_dir(dir)?
             .map(|entry| entry.map(|entry| entry.file_name()))
             .collect::<io::Result<Vec<_>>>()?;
@@ -249,33 +260,42 @@ impl Disk for OsDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        assert_no_latch(DISK);
+        // O_DIRECTORY: nothing else is opened, so nothing else can hold us up.
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)?.sync_all()
+    }
+}
+
+impl OsFile {
+    fn file(&self) -> &File {
+        assert_no_latch(DISK);
+        &self.0
     }
 }
 
 impl DiskFile for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file().read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.0.write_at(buf, offset)
+        self.file().write_at(buf, offset)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file().metadata()?.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file().set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file().sync_data()
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        self.0.sync_all()
+        self.file().sync_all()
     }
 }
 
@@ -400,6 +420,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_call_is_made_with_a_latch_held() {
+        fn check(what: &str, call: impl FnOnce()) {
+            let _latch = crate::sync::HeldLatch::new();
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err();
+            assert_eq!(panicked, cfg!(debug_assertions), "{what}");
+        }
+        let dir = TestDir::new();
+        let path = dir.write("file", b"1");
+        let file = OsDisk.open_write(&path).unwrap();
+        check("open", || drop(OsDisk.open(&path).unwrap()));
+        check("list", || drop(OsDisk.list(&dir.0).unwrap()));
+        check("read", || drop(file.read_at(&mut [0], 0).unwrap()));
+        check("sync", || file.sync_data().unwrap());
+        let sim = sim::SimDisk::new();
+        let file = sim.create_new(Path::new("/file")).unwrap();
+        check("simulated list", || drop(sim.list(Path::new("/")).unwrap()));
+        check("simulated write", || drop(file.write_at(&[0], 0).unwrap()));
+    }
+
+    #[test]
     fn files_and_directories_are_for_their_owner_only() {
         let dir = TestDir::new();
         let path = dir.path("file");
@@ -469,6 +509,9 @@ pub(crate) mod tests {
             let kind = OsDisk.open_write(&path).unwrap_err().kind();
             assert_eq!(kind, expected, "open_write {}", path.display());
         }
+        let error = OsDisk.sync_dir(&dir.path("fifo")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+
         let regular = dir.write("regular", b"1");
         symlink(&regular, dir.path("good link")).unwrap();
         assert_eq!(OsDisk.open(&dir.path("good link")).unwrap().len().unwrap(), 1);

@@ -11,7 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use super::{Change, DirId, FileId, SimDisk, Step, Tree, put};
+use super::SimDisk;
+use super::tree::{Change, DirId, FileId, Step, Tree, put, to_usize};
 use crate::clock::Random;
 
 /// What the disk writes whole or not at all, in bytes.
@@ -247,11 +248,11 @@ fn lay_on(bytes: &mut Arc<Vec<u8>>, step: &Step, fate: Fate) {
     let Step::Write { offset, data, .. } = step else {
         assert_eq!(fate, Fate::Kept, "a length is kept or lost");
         if let Step::SetLen { len, .. } = step {
-            bytes.resize(super::index(*len), 0);
+            bytes.resize(to_usize(*len), 0);
         }
         return;
     };
-    let start = super::index(*offset);
+    let start = to_usize(*offset);
     let old_len = bytes.len();
     match fate {
         Fate::Kept => put(bytes, start, data),
@@ -260,7 +261,7 @@ fn lay_on(bytes: &mut Arc<Vec<u8>>, step: &Step, fate: Fate) {
             let mut at = 0;
             let mut sector = 0;
             while at < data.len() {
-                let to_boundary = super::index(SECTOR - (*offset + at as u64) % SECTOR);
+                let to_boundary = to_usize(SECTOR - (*offset + at as u64) % SECTOR);
                 let end = data.len().min(at + to_boundary);
                 if mask >> (sector % 64) & 1 == 1 {
                     put(bytes, start + at, &data[at..end]);

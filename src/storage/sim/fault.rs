@@ -8,6 +8,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::sync::assert_no_latch;
+
 /// The methods of [`Disk`](super::super::Disk) and [`DiskFile`](super::super::DiskFile).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each is the method of its name")]
@@ -144,6 +146,7 @@ impl FaultPlan {
 
     /// Notes a call and decides what becomes of it: the most bytes it may take, or its error.
     pub(super) fn admit(&mut self, kind: CallKind, path: &Arc<Path>) -> io::Result<usize> {
+        assert_no_latch(crate::storage::DISK);
         let mut struck = None;
         self.faults.retain_mut(|fault| {
             if struck.is_some() || !fault.matches(kind) {
