@@ -1,21 +1,35 @@
 //! Stillframe, an embedded key-value storage engine.
 
-#[allow(dead_code, reason = "saving and loading will use it")]
-mod storage;
-
-#[allow(dead_code, reason = "cuts and ids will use it")]
+mod batch;
 mod clock;
 mod commit;
+mod database;
 mod error;
 mod fingerprint;
+mod keys;
+mod keyspace;
+mod options;
 mod position;
+mod range;
 mod slice;
+mod snapshot;
+mod stats;
+#[allow(dead_code, reason = "saving and loading will use it")]
+mod storage;
 mod sync;
 mod tree;
 
+pub use batch::WriteBatch;
+pub use commit::Holder;
+pub use database::Database;
 pub use error::{Error, Fault, Result};
+pub use keyspace::{CompareAndSwapError, Keyspace};
+pub use options::{Builder, StillInfo, StillReport, WriteOptions};
 pub use position::{HistoryId, Position, Seq};
+pub use range::{Keys, Range};
 pub use slice::Slice;
+pub use snapshot::{Snapshot, SnapshotKeyspace};
+pub use stats::{KeyspaceStats, Stats};
 
 /// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.
 ///

@@ -120,6 +120,14 @@ impl Slice {
         Slice(Repr::Inline { len: bytes.len() as u8, bytes: inline })
     }
 
+    /// The large value it shares, if it does.
+    pub(crate) fn as_large(&self) -> Option<&Arc<LargeBytes>> {
+        match &self.0 {
+            Repr::Large(large) => Some(large),
+            _ => None,
+        }
+    }
+
     /// Shares a large value.
     pub(crate) fn large(bytes: Arc<LargeBytes>) -> Self {
         Slice(Repr::Large(bytes))

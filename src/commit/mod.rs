@@ -51,6 +51,18 @@ pub(crate) struct KeyspaceSlot(pub(crate) u32);
 /// The catalogue's own.
 pub(crate) const CATALOGUE: KeyspaceSlot = KeyspaceSlot(0);
 
+/// What a still is held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Holder {
+    /// A [`Snapshot`](crate::Snapshot) of the caller's.
+    Snapshot,
+    /// A running save.
+    Save,
+    /// A range that is being read.
+    Range,
+}
+
 /// A moment at which stills may be read.
 #[derive(Debug)]
 pub(crate) struct Cut {
@@ -60,8 +72,9 @@ pub(crate) struct Cut {
     /// Unix milliseconds; expiry is judged by it.
     pub(crate) time_ms: u64,
     pub(crate) totals: Totals,
-    /// When it was taken, for reports of age.
+    /// When it was taken, and for what: for reports.
     pub(crate) taken: Instant,
+    pub(crate) holder: Holder,
     /// Key ranges in which something is kept for this cut.
     ranges: Mutex<Ranges>,
 }
@@ -284,7 +297,7 @@ impl Commit {
     }
 
     /// Takes a cut: one short lock, whatever the size of the data.
-    pub(crate) fn cut(&self, now_ms: u64) -> Result<Arc<Cut>> {
+    pub(crate) fn cut(&self, now_ms: u64, holder: Holder) -> Result<Arc<Cut>> {
         let taken = Instant::now();
         let mut state = self.state.lock();
         self.refusal(&state)?;
@@ -296,6 +309,7 @@ impl Commit {
             time_ms,
             totals: state.totals,
             taken,
+            holder,
             ranges: Mutex::default(),
         });
         state.cuts.push(Arc::clone(&cut));

@@ -264,7 +264,7 @@ impl Tree {
             let high = high.or_else(|| page.high().map(<[u8]>::to_vec));
             let room: usize = costs[start..end].iter().sum();
             let extra = if is_one { slack(room) } else { slack(0) };
-            let mut built = Page::new(page.arena(), &low, high.as_deref(), room + extra);
+            let mut built = Page::new(&page.arena(), &low, high.as_deref(), room + extra);
             for source in &sources[start..end] {
                 key_of(source, &mut key);
                 let (entry, hash) = match *source {
@@ -396,7 +396,7 @@ impl Planned<'_> {
         }
         let kept = latch.kept.as_ref().and_then(|kept| kept.entries.as_ref());
         let room = bytes + kept.map_or(0, Page::used);
-        let mut entries = Page::new(page.arena(), page.low(), page.high(), room);
+        let mut entries = Page::new(&page.arena(), page.low(), page.high(), room);
         entries.retain();
         if let Some(kept) = kept {
             entries.append(kept);

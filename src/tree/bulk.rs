@@ -121,7 +121,7 @@ impl LeafBuilder<'_> {
         let cost = self.page.cost(key, entry);
         if cost > self.page.free() {
             let room = self.page.used() + cost;
-            let empty = Page::new(self.page.arena(), &self.low, self.high.as_deref(), 0);
+            let empty = Page::new(&self.page.arena(), &self.low, self.high.as_deref(), 0);
             self.page = std::mem::replace(&mut self.page, empty).resized(room);
         }
         self.page.insert(self.page.len(), key, entry);
@@ -136,7 +136,7 @@ impl LeafBuilder<'_> {
             // The fence moved left: the prefix may be longer now.
             Some(middle) => self.page.copied(0..self.page.len(), &self.low, Some(middle), 0),
             None => {
-                let empty = Page::new(self.page.arena(), &[], None, 0);
+                let empty = Page::new(&self.page.arena(), &[], None, 0);
                 std::mem::replace(&mut self.page, empty).shrunk()
             }
         };

@@ -119,7 +119,7 @@ impl Leaf {
             }
             None => {
                 let mut entries =
-                    Page::new(page.arena(), page.low(), page.high(), bytes + bytes / 4);
+                    Page::new(&page.arena(), page.low(), page.high(), bytes + bytes / 4);
                 entries.retain();
                 entries
             }
@@ -212,11 +212,11 @@ impl Leaf {
         if !has_kept && same_fences {
             return source.copy_to(out);
         }
-        let none = Page::new(page.arena(), page.low(), page.high(), 0);
+        let none = Page::new(&page.arena(), page.low(), page.high(), 0);
         let entries = if has_kept { entries.unwrap_or(&none) } else { &none };
         // The key's prefix may be longer within the present fences, never shorter: no entry grows.
         let room = (source.used() + entries.used()).min(super::page::AREA_MAX);
-        Page::reset(out, page.arena(), low, page.high(), room);
+        Page::reset(out, &page.arena(), low, page.high(), room);
         let out = out.as_mut().expect("just set");
         merge_at(source, entries, tick, out);
         out.sum_fingerprints();
@@ -305,7 +305,7 @@ impl Leaf {
                 freed.extend(kept.entries.take());
             } else if needed.len() < entries.len() {
                 let room = entries.used();
-                let mut left = Page::new(entries.arena(), entries.low(), entries.high(), room);
+                let mut left = Page::new(&entries.arena(), entries.low(), entries.high(), room);
                 for &at in &needed {
                     entries.key_into(at, &mut key);
                     left.insert(left.len(), &key, &entries.entry(at));
@@ -331,7 +331,7 @@ fn part(from: &Page, range: std::ops::Range<usize>, low: &[u8], high: Option<&[u
     if range.is_empty() {
         return None;
     }
-    let mut page = Page::new(from.arena(), low, high, from.used());
+    let mut page = Page::new(&from.arena(), low, high, from.used());
     let mut key = Vec::new();
     for at in range {
         from.key_into(at, &mut key);

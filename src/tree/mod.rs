@@ -12,6 +12,8 @@
 pub(crate) mod arena;
 mod batch;
 pub(crate) mod bulk;
+#[cfg(any(test, feature = "simulation"))]
+mod check;
 mod directory;
 mod ends;
 mod leaf;
@@ -25,7 +27,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::commit::{Commit, Cut, Totals};
+use crate::commit::{Commit, Cut, Holder, Totals};
 use crate::position::Position;
 use crate::slice::{Account, Slice};
 use crate::sync::{HeldLatch, RwLockReadGuard, RwLockWriteGuard, pin};
@@ -33,7 +35,7 @@ use crate::{Error, Result};
 
 pub(crate) use batch::{BatchOp, Changes, RangeDelete};
 pub(crate) use ends::End;
-pub(crate) use page::Entry;
+pub(crate) use page::{Entry, Value};
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
 pub(crate) use write::{Condition, PointWrite, Put, Written, new_value};
 
@@ -249,7 +251,7 @@ impl Tree {
     }
 
     /// What each of `keys` has, one latch at a time, many cache misses in flight.
-    pub(crate) fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Slice>>> {
+    pub(crate) fn get_many<K: Deref<Target = [u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
         const GROUP: usize = 16;
         let mut values = Vec::with_capacity(keys.len());
         let guard = pin();
@@ -281,8 +283,8 @@ impl Tree {
     }
 
     /// Takes a cut of the present.
-    pub(crate) fn cut(&self) -> Result<Arc<Cut>> {
-        self.commit.cut(self.config.clock.now_ms())
+    pub(crate) fn cut(&self, holder: Holder) -> Result<Arc<Cut>> {
+        self.commit.cut(self.config.clock.now_ms(), holder)
     }
 
     /// What memory adds up to.

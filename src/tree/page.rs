@@ -28,6 +28,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cmp::Ordering;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -363,18 +364,6 @@ impl Page {
         }
     }
 
-    /// All slots and room for one more.
-    fn slots_mut(&mut self) -> &mut [u64] {
-        let header = self.header();
-        let (base, count) = (header.base as usize, usize::from(header.count) + 1);
-        debug_assert!(base + SLOT * count <= header.heap as usize);
-        // SAFETY: as in `slots`; callers that write the extra slot checked its room.
-        unsafe {
-            let start = self.start.as_ptr().cast::<u8>().add(base);
-            std::slice::from_raw_parts_mut(start.cast::<u64>(), count)
-        }
-    }
-
     /// The lowest key that belongs here.
     pub(crate) fn low(&self) -> &[u8] {
         self.bytes(HEADER, self.header().low_len as usize)
@@ -451,7 +440,7 @@ impl Page {
         if !self.header().retained {
             self.header_mut().retained = true;
             let cap = u64::from(self.header().cap);
-            let account = &self.arena().account;
+            let account = Arc::clone(&self.arena().account);
             account.live.fetch_sub(cap, Relaxed);
             account.retained.fetch_add(cap, Relaxed);
         }
@@ -471,10 +460,10 @@ impl Page {
         }
     }
 
-    pub(crate) fn arena(&self) -> &Arc<Arena> {
-        // SAFETY: invariant 2; an `Arc` is its pointer to the value, which is what `into_raw` gave.
-        let arena: &*const Arena = &self.header().arena;
-        unsafe { &*std::ptr::from_ref(arena).cast::<Arc<Arena>>() }
+    /// The arena, borrowed from this page's count.
+    pub(crate) fn arena(&self) -> ManuallyDrop<Arc<Arena>> {
+        // SAFETY: invariant 2; the Arc made here is never dropped, so the page's count stays its own.
+        ManuallyDrop::new(unsafe { Arc::from_raw(self.header().arena) })
     }
 
     fn parts(&self, slot: u64) -> Parts {
@@ -617,7 +606,7 @@ impl Page {
         assert!(self.free() >= SLOT + len, "our bug: no room for {len} bytes in a page");
         let slot = self.push_entry(key, suffix, entry, flags, len);
         let count = self.len();
-        let slots = self.slots_mut();
+        let slots = self.slots_prefix_mut(count + 1);
         slots.copy_within(at..count, at + 1);
         slots[at] = slot;
         let header = self.header_mut();
@@ -735,7 +724,8 @@ impl Page {
         let suffix = key[self.prefix_len()..].to_vec();
         let trash = self.disown(slot);
         let new_slot = self.push_entry(key, &suffix, entry, flags, len);
-        self.slots_mut()[at] = new_slot;
+        let count = self.len();
+        self.slots_prefix_mut(count)[at] = new_slot;
         self.header_mut().larges += u16::from(flags & (LARGE_VALUE | LARGE_KEY) != 0);
         trash
     }
@@ -745,7 +735,7 @@ impl Page {
         let slot = self.slots()[at];
         let trash = self.disown(slot);
         let count = self.len();
-        self.slots_mut().copy_within(at + 1..count, at);
+        self.slots_prefix_mut(count).copy_within(at + 1..count, at);
         self.header_mut().count -= 1;
         self.header_mut().run = 0;
         trash
@@ -776,7 +766,7 @@ impl Page {
 
     /// The same entries in a page with `room` bytes for slots and entries: no garbage, order kept.
     pub(crate) fn resized(mut self, room: usize) -> Self {
-        let arena = Arc::clone(self.arena());
+        let arena = Arc::clone(&self.arena());
         let mut page = Page::new(&arena, self.low(), self.high(), room);
         page.adopt(&self);
         // The entries, and what they own, are the new page's now.
@@ -794,7 +784,7 @@ impl Page {
     ) -> Self {
         let prefix_len = high.map_or(0, |high| common_prefix(low, high));
         let room: usize = range.clone().map(|at| self.cost_with_prefix(at, prefix_len)).sum();
-        let mut page = Page::new(self.arena(), low, high, room + extra);
+        let mut page = Page::new(&self.arena(), low, high, room + extra);
         page.append_range(self, range);
         page
     }
@@ -902,9 +892,11 @@ impl Page {
         (header.run, header.last_insert, header.larges) = (run, last, larges);
     }
 
+    /// The first `count` slots, room for which the caller has checked, set or not.
     fn slots_prefix_mut(&mut self, count: usize) -> &mut [u64] {
         let base = self.header().base as usize;
-        // SAFETY: as in `slots`; `count` slots have room, `adopt` checked it.
+        debug_assert!(base + SLOT * count <= self.header().heap as usize);
+        // SAFETY: as in `slots`; all memory of the page is initialised.
         unsafe {
             let start = self.start.as_ptr().cast::<u8>().add(base);
             std::slice::from_raw_parts_mut(start.cast::<u64>(), count)
@@ -913,7 +905,7 @@ impl Page {
 
     /// A copy with counts of its own on whatever lies outside.
     pub(crate) fn duplicate(&self) -> Self {
-        let mut page = Page::new(self.arena(), self.low(), self.high(), self.used());
+        let mut page = Page::new(&self.arena(), self.low(), self.high(), self.used());
         page.adopt(self);
         page.own_larges();
         page
@@ -930,7 +922,7 @@ impl Page {
             _ => {
                 // Twice, so that the copies of the next leaves fit as well.
                 let cap = (needed * 2).max(BLOCK_MAX + ALIGN);
-                *target = Some(Self::alloc(self.arena(), cap));
+                *target = Some(Self::alloc(&self.arena(), cap));
                 self.header().base as usize
             }
         };

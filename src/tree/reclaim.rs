@@ -177,7 +177,7 @@ impl Tree {
         if bytes > self.config.leaf_bytes * 3 / 4 || a.len() + b.len() > self.config.leaf_entries * 3 / 4 {
             return false;
         }
-        let mut merged = Page::new(a.arena(), a.low(), end.as_deref(), bytes);
+        let mut merged = Page::new(&a.arena(), a.low(), end.as_deref(), bytes);
         merged.append(a);
         merged.append(b);
         left.page = Some(merged);

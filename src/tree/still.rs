@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::commit::Cut;
+use crate::commit::{Cut, Holder};
 use crate::position::Seq;
 use crate::slice::Slice;
 use crate::tree::leaf::Leaf;
@@ -42,8 +42,8 @@ impl Bounds {
 
 impl Still {
     /// A still of the present.
-    pub(crate) fn take(tree: &Arc<Tree>) -> Result<Self> {
-        Ok(Self { tree: Arc::clone(tree), cut: tree.cut()? })
+    pub(crate) fn take(tree: &Arc<Tree>, holder: Holder) -> Result<Self> {
+        Ok(Self { tree: Arc::clone(tree), cut: tree.cut(holder)? })
     }
 
     pub(crate) fn cut(&self) -> &Cut {
@@ -162,7 +162,7 @@ impl Scan {
             let now_ms = tree.clock().now_ms();
             return Ok(Self::new(Source::Copies { copies, now_ms }, bounds));
         }
-        Ok(Self::of_still(Arc::new(Still::take(tree)?), bounds))
+        Ok(Self::of_still(Arc::new(Still::take(tree, Holder::Range)?), bounds))
     }
 
     fn new(source: Source, bounds: Bounds) -> Self {

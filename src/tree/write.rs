@@ -115,10 +115,6 @@ impl Tree {
     /// Writes one key.
     pub(crate) fn write(&self, write: &PointWrite<'_>) -> Result<Written> {
         self.begin_write()?;
-        if let Some(put) = &write.put {
-            // A guess that is never too small by more than a page: the limit is of memory, not of entries.
-            self.check_memory(write.key.len() + put.entry().value.len())?;
-        }
         let mut latch = self.latch_write(write.key);
         let (current, verdict) = {
             let page = latch.live();
@@ -141,12 +137,32 @@ impl Tree {
             Verdict::Fails => return Ok(Written::Unmet { current }),
             Verdict::Compare(large) => return Ok(Written::Compare(large)),
         }
+        if let Some(put) = &write.put {
+            self.check_growth(&latch, write.key, put)?;
+        }
         let mut garbage = Garbage::default();
         let position = self.change(&mut latch, write, &mut garbage);
         drop(latch);
         drop(garbage);
         let position = position?;
         Ok(Written::Done { old: current, position })
+    }
+
+    /// Fails if putting `put` would grow memory beyond the limit. Sizes of entries stand for those of pages.
+    fn check_growth(&self, latch: &WriteLatch<'_>, key: &[u8], put: &Put<'_>) -> Result<()> {
+        if self.config.memory_limit == u64::MAX {
+            return Ok(());
+        }
+        let new_len = put.entry().value.len();
+        let growth = match latch.live().find(key) {
+            Err(_) => key.len() + new_len,
+            Ok(at) => {
+                let old_len = latch.live().entry(at).value.len();
+                let kept = if self.commit.newest_code() == 0 { 0 } else { key.len() + old_len };
+                new_len.saturating_sub(old_len) + kept
+            }
+        };
+        if growth == 0 { Ok(()) } else { self.check_memory(growth) }
     }
 
     /// What every write does first, with no latch held.
@@ -394,6 +410,7 @@ pub(crate) fn new_value<'a>(
     let hash = fingerprint::value_hash(bytes);
     let value = match bytes.len() > INLINE_VALUE_MAX {
         true => {
+            // Before the bytes are copied: old and new are both there for a moment.
             tree.check_memory(bytes.len())?;
             NewValue::Large(LargeBytes::new(bytes.into(), hash, tree.account()))
         }

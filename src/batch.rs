@@ -1,0 +1,227 @@
+//! A write batch: operations collected first, then committed as one.
+
+use std::ops::RangeBounds;
+use std::sync::Arc;
+
+use crate::database::Engine;
+use crate::keys;
+use crate::keyspace::Keyspace;
+use crate::options::WriteOptions;
+use crate::position::Position;
+use crate::slice::Slice;
+use crate::tree::{BatchOp, Bounds, Changes, RangeDelete, new_value};
+use crate::{Error, MAX_BATCH_BYTES, Result};
+
+/// Operations on any keyspaces of one database, committed all or none under one sequence number.
+///
+/// Operations take effect in the order they were added: a key put, removed by a range and put again has the
+/// last value. Nothing is checked or changed before [`commit`](WriteBatch::commit).
+///
+/// ```
+/// # let db = stillframe::Database::in_memory();
+/// let (users, emails) = (db.keyspace("users")?, db.keyspace("emails")?);
+/// let mut batch = db.batch();
+/// batch.insert(&users, "7", "Ada");
+/// batch.insert(&emails, "ada@example.org", "7");
+/// batch.commit()?;
+/// assert_eq!(users.get("7")?.unwrap(), "Ada");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
+#[must_use = "a batch does nothing until it is committed"]
+pub struct WriteBatch {
+    engine: Arc<Engine>,
+    ops: Vec<Op>,
+    bytes: u64,
+    /// The first thing wrong with what was added.
+    error: Option<Error>,
+}
+
+struct Op {
+    keyspace: Keyspace,
+    kind: Kind,
+}
+
+enum Kind {
+    Put { key: Vec<u8>, value: Slice, expire_at: u64 },
+    Remove { key: Vec<u8> },
+    DeleteRange(Bounds),
+}
+
+/// Bytes counted for an operation beside its key and value.
+const OP_BYTES: u64 = 16;
+
+impl WriteBatch {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, ops: Vec::new(), bytes: 0, error: None }
+    }
+
+    /// Puts `value` under `key`.
+    ///
+    /// # Panics
+    /// If `keyspace` is of another database; so do all methods here that take one.
+    pub fn insert(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        self.insert_with(keyspace, key, value, WriteOptions::new());
+    }
+
+    /// As [`insert`](WriteBatch::insert), with options. A time to live counts from now on, not from the commit.
+    pub fn insert_with(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        if value.len() > crate::MAX_VALUE_LEN {
+            self.error.get_or_insert(Error::ValueTooLarge { len: value.len() });
+            return;
+        }
+        let Some(key) = self.key(keyspace, key) else { return };
+        let expire_at = options.resolve(self.engine.tree().clock());
+        self.push(keyspace, value.len(), Kind::Put { key, value: Slice::new(value), expire_at });
+    }
+
+    /// Removes `key`, if it is there.
+    pub fn remove(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>) {
+        if let Some(key) = self.key(keyspace, key.as_ref()) {
+            self.push(keyspace, 0, Kind::Remove { key });
+        }
+    }
+
+    /// Removes every key in `range`, those that this batch has put so far included.
+    pub fn delete_range<K: AsRef<[u8]>>(&mut self, keyspace: &Keyspace, range: impl RangeBounds<K>) {
+        let bounds = keys::within(keyspace.id(), &range);
+        let len = bounds.low.len() + bounds.high.as_ref().map_or(0, Vec::len);
+        self.push(keyspace, len, Kind::DeleteRange(bounds));
+    }
+
+    /// How many operations it holds.
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Forgets all operations.
+    pub fn clear(&mut self) {
+        (self.bytes, self.error) = (0, None);
+        self.ops.clear();
+    }
+
+    fn key(&mut self, keyspace: &Keyspace, key: &[u8]) -> Option<Vec<u8>> {
+        if key.len() > crate::MAX_KEY_LEN {
+            self.error.get_or_insert(Error::KeyTooLarge { len: key.len() });
+            return None;
+        }
+        self.bytes += key.len() as u64;
+        Some(keys::internal(keyspace.id(), key))
+    }
+
+    fn push(&mut self, keyspace: &Keyspace, len: usize, kind: Kind) {
+        assert!(keyspace.is_of(&self.engine), "a keyspace of another database in a batch");
+        self.bytes += OP_BYTES + len as u64;
+        self.ops.push(Op { keyspace: keyspace.clone(), kind });
+    }
+
+    /// Commits all operations as one batch and returns its position: that of the last batch before if this
+    /// one is empty.
+    ///
+    /// Readers and stills see all of it or nothing. Cost: a sort, then one new page for each leaf it touches.
+    ///
+    /// # Errors
+    /// What was wrong with the first bad operation, [`Error::BatchTooLarge`], [`Error::MemoryLimit`],
+    /// [`Error::NoKeyspace`], [`Error::Closed`]: nothing changed.
+    pub fn commit(self) -> Result<Position> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        if self.bytes > MAX_BATCH_BYTES {
+            return Err(Error::BatchTooLarge { bytes: self.bytes });
+        }
+        let tree = self.engine.tree();
+        let changes = effects(&self.ops, tree)?;
+        let (position, _) = tree.write_batch(&changes)?;
+        self.engine.after_write();
+        Ok(position.unwrap_or_else(|| tree.commit.position()))
+    }
+}
+
+/// What the operations come to: one effect a key, and the ranges that are removed apart from those keys.
+fn effects<'a>(ops: &'a [Op], tree: &crate::tree::Tree) -> Result<Changes<'a>> {
+    let mut points: Vec<(usize, &[u8])> = Vec::new();
+    let mut ranges: Vec<(usize, &Bounds)> = Vec::new();
+    for (at, op) in ops.iter().enumerate() {
+        match &op.kind {
+            Kind::Put { key, .. } | Kind::Remove { key } => points.push((at, key)),
+            Kind::DeleteRange(bounds) => ranges.push((at, bounds)),
+        }
+    }
+    // Of each key the last operation counts: equal keys come in order of age, and the last is kept.
+    points.sort_by(|a, b| a.1.cmp(b.1).then(a.0.cmp(&b.0)));
+    let mut last: Vec<(usize, &[u8])> = Vec::with_capacity(points.len());
+    for point in points {
+        match last.last_mut() {
+            Some(previous) if previous.1 == point.1 => *previous = point,
+            _ => last.push(point),
+        }
+    }
+    // A range removes what was put before it.
+    let mut is_gone = vec![false; last.len()];
+    for (at, bounds) in &ranges {
+        let start = last.partition_point(|(_, key)| *key < &bounds.low[..]);
+        for (gone, (point, key)) in is_gone[start..].iter_mut().zip(&last[start..]) {
+            if bounds.high.as_deref().is_some_and(|high| *key >= high) {
+                break;
+            }
+            *gone |= point < at;
+        }
+    }
+    let mut changes = Changes::default();
+    for ((at, _), gone) in last.into_iter().zip(is_gone) {
+        let op = &ops[at];
+        let (key, put) = match &op.kind {
+            _ if gone => continue,
+            Kind::Put { key, value, expire_at } => (key, Some(new_value(tree, value, *expire_at)?)),
+            Kind::Remove { key } => (key, None),
+            Kind::DeleteRange(_) => continue,
+        };
+        let slot = op.keyspace.slot();
+        changes.ops.push(BatchOp { slot, key: key.clone(), prefix_len: keys::PREFIX_LEN, put });
+    }
+    changes.ranges = union(ranges.iter().map(|(at, bounds)| (&ops[*at].keyspace, *bounds)));
+    Ok(changes)
+}
+
+/// The ranges sorted, overlapping ones joined, empty ones left out.
+fn union<'a>(ranges: impl Iterator<Item = (&'a Keyspace, &'a Bounds)>) -> Vec<RangeDelete> {
+    let mut sorted: Vec<RangeDelete> = ranges
+        .filter_map(|(keyspace, bounds)| {
+            // Only the last keyspace there can be has no end; no key there is longer than a key may be.
+            let endless = || vec![0xff; keys::PREFIX_LEN + crate::MAX_KEY_LEN + 1];
+            let high = bounds.high.clone().unwrap_or_else(endless);
+            let (slot, low) = (keyspace.slot(), bounds.low.clone());
+            (low < high).then_some(RangeDelete { slot, low, high, prefix_len: keys::PREFIX_LEN })
+        })
+        .collect();
+    sorted.sort_by(|a, b| a.low.cmp(&b.low));
+    let mut joined: Vec<RangeDelete> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match joined.last_mut() {
+            // Of one keyspace: the ranges of two never overlap.
+            Some(last) if range.low <= last.high && range.slot == last.slot => {
+                last.high = last.high.clone().max(range.high);
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// One range of one keyspace, removed as a batch.
+pub(crate) fn delete_bounds(keyspace: &Keyspace, bounds: &Bounds) -> Changes<'static> {
+    let ranges = union(std::iter::once((keyspace, bounds)));
+    Changes { ranges, ..Changes::default() }
+}

@@ -1,0 +1,193 @@
+//! Every knob, with unit, default and price.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, SystemClock};
+use crate::commit::Holder;
+use crate::database::Database;
+use crate::position::Position;
+use crate::storage::{Disk, OsDisk};
+use crate::tree::Config;
+use crate::Result;
+
+/// Opens databases with options other than the defaults.
+///
+/// ```
+/// let db = stillframe::Database::builder().memory_limit(64 << 20).in_memory()?;
+/// # Ok::<(), stillframe::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until it opens something"]
+pub struct Builder {
+    pub(crate) config: Config,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) budget: Option<StillBudget>,
+    pub(crate) reclaims_by_itself: bool,
+}
+
+/// How much stills may retain before somebody is told.
+#[derive(Clone)]
+pub(crate) struct StillBudget {
+    pub(crate) bytes: u64,
+    pub(crate) tell: Arc<dyn Fn(&StillReport) + Send + Sync>,
+}
+
+impl fmt::Debug for StillBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StillBudget({} bytes)", self.bytes)
+    }
+}
+
+/// Who holds stills, since when, and what they retain together: handed to the callback of
+/// [`Builder::still_budget`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StillReport {
+    /// Memory retained for stills, in bytes.
+    pub retained_bytes: u64,
+    /// The budget that was exceeded, in bytes.
+    pub budget: u64,
+    /// The live stills, oldest first.
+    pub stills: Vec<StillInfo>,
+}
+
+/// One live still.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct StillInfo {
+    /// What it is held for.
+    pub holder: Holder,
+    /// The last batch it holds.
+    pub position: Position,
+    /// How long it has been held.
+    pub age: Duration,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self {
+            config: Config::new(Arc::new(SystemClock)),
+            disk: Arc::new(OsDisk),
+            budget: None,
+            reclaims_by_itself: true,
+        }
+    }
+
+    /// The most memory, in bytes, that live data, data retained for stills and the directory may take
+    /// together. Default: none.
+    ///
+    /// A write that would grow memory past it fails with [`Error::MemoryLimit`](crate::Error::MemoryLimit)
+    /// before anything changes; removing always works, and a still is never broken to save memory. Sizes are
+    /// those of entries, so that pages may go over by some percent. Price: three loads a write.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.config.memory_limit = bytes;
+        self
+    }
+
+    /// Calls `tell` when what stills retain exceeds `bytes`, once each time it rises above. Default: none.
+    ///
+    /// The callback runs on the thread whose write passed the budget, after the write is done and with
+    /// nothing locked: it may use the database, and drop stills. Nothing is refused.
+    pub fn still_budget(
+        mut self,
+        bytes: u64,
+        tell: impl Fn(&StillReport) + Send + Sync + 'static,
+    ) -> Self {
+        self.budget = Some(StillBudget { bytes, tell: Arc::new(tell) });
+        self
+    }
+
+    /// An empty database that lives in memory alone.
+    ///
+    /// # Errors
+    /// None today; opening may come to fail.
+    pub fn in_memory(self) -> Result<Database> {
+        Database::empty(self)
+    }
+}
+
+#[cfg(feature = "simulation")]
+impl Builder {
+    /// Splits leaves at this many entries, so that few make a tree.
+    pub fn leaf_entries(mut self, entries: usize) -> Self {
+        self.config.leaf_entries = entries;
+        self
+    }
+
+    /// The clock that expiry is judged by.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.config.clock = Arc::new(clock);
+        self
+    }
+
+    /// The disk that files are on.
+    pub fn disk(mut self, disk: impl Disk) -> Self {
+        self.disk = Arc::new(disk);
+        self
+    }
+
+    /// Starts no thread that frees what dropped stills leave: the caller does it with
+    /// [`Database::reclaim`].
+    pub fn manual_reclaim(mut self) -> Self {
+        self.reclaims_by_itself = false;
+        self
+    }
+}
+
+/// How a write is to be done. Default: no expiry.
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{Database, WriteOptions};
+///
+/// let sessions = Database::in_memory().keyspace("sessions")?;
+/// sessions.insert_with("s1", "user 7", WriteOptions::new().ttl(Duration::from_secs(60)))?;
+/// assert!(sessions.contains_key("s1")?);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use = "options do nothing by themselves"]
+pub struct WriteOptions {
+    expiry: Expiry,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Expiry {
+    #[default]
+    Never,
+    In(Duration),
+    At(u64),
+}
+
+impl WriteOptions {
+    /// No expiry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The entry expires this long after the write, by the wall clock, to the millisecond.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.expiry = Expiry::In(ttl);
+        self
+    }
+
+    /// The entry expires at this time, in milliseconds since 1970-01-01 00:00 UTC. 0 means never.
+    pub fn expire_at(mut self, unix_ms: u64) -> Self {
+        self.expiry = Expiry::At(unix_ms);
+        self
+    }
+
+    /// The absolute expiry, 0 for never.
+    pub(crate) fn resolve(&self, clock: &dyn Clock) -> u64 {
+        match self.expiry {
+            Expiry::Never => 0,
+            Expiry::At(unix_ms) => unix_ms,
+            Expiry::In(ttl) => {
+                let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+                clock.now_ms().saturating_add(ttl_ms).max(1)
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Snapshot: a still as users hold it, and its keyspaces.
+
+use std::fmt;
+use std::ops::{ControlFlow, RangeBounds};
+use std::sync::Arc;
+
+use crate::commit::{Holder, KeyspaceSlot};
+use crate::database::Engine;
+use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
+use crate::keyspace::with_scratch;
+use crate::position::{Position, Seq};
+use crate::range::{Keys, Range};
+use crate::slice::Slice;
+use crate::tree::{Bounds, Scan, Still};
+use crate::{Error, Result};
+
+/// The whole database at exactly one [`Position`], for as long as it is held.
+///
+/// Owned, `'static`, cheap to clone, to be read by any thread; readable after the database is closed. It judges
+/// expiry by the time it was taken, so it never changes. What it costs: the old content of whatever is
+/// changed while it lives, once, freed in the background after it is dropped.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub(crate) still: Arc<Still>,
+    pub(crate) engine: Arc<Engine>,
+}
+
+impl Snapshot {
+    pub(crate) fn take(engine: &Arc<Engine>, holder: Holder) -> Result<Self> {
+        Ok(Self { still: Arc::new(engine.still(holder)?), engine: Arc::clone(engine) })
+    }
+
+    /// The number of the last batch it holds.
+    pub fn seq(&self) -> Seq {
+        self.position().seq
+    }
+
+    /// The last batch it holds.
+    pub fn position(&self) -> Position {
+        self.still.cut().position
+    }
+
+    /// When it was taken, in milliseconds since 1970-01-01 00:00 UTC.
+    pub fn time_ms(&self) -> u64 {
+        self.still.cut().time_ms
+    }
+
+    /// The sum of all its entries' fingerprints: equal data, equal fingerprint. O(1).
+    pub fn fingerprint(&self) -> u64 {
+        self.still.cut().totals.fingerprint
+    }
+
+    /// Entries stored in all keyspaces. O(1).
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn len(&self) -> Result<u64> {
+        let tree = self.still.tree();
+        tree.commit.check()?;
+        let catalogue = tree.commit.totals_at(crate::commit::CATALOGUE, self.still.cut());
+        Ok(self.still.cut().totals.records - catalogue.records)
+    }
+
+    /// Whether it holds no entry.
+    ///
+    /// # Errors
+    /// As [`len`](Snapshot::len).
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// The names of its keyspaces, in order.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn keyspaces(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut scan = Scan::of_still(Arc::clone(&self.still), keys::all(CATALOGUE_ID));
+        scan.each(|key, _| {
+            names.push(String::from_utf8_lossy(&key[PREFIX_LEN..]).into_owned());
+            ControlFlow::Continue(())
+        })?;
+        Ok(names)
+    }
+
+    /// The keyspace of this name, as it was.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyspace`] if there was none; [`Error::Poisoned`].
+    pub fn keyspace(&self, name: &str) -> Result<SnapshotKeyspace> {
+        let id = self
+            .still
+            .read(&InternalKey::new(CATALOGUE_ID, name.as_bytes())?, |entry| {
+                entry.value.bytes().first_chunk().map(|id| u32::from_le_bytes(*id))
+            })?
+            .flatten()
+            .ok_or(Error::NoKeyspace)?;
+        let slot = self.engine.slot_of(id).ok_or(Error::NoKeyspace)?;
+        Ok(SnapshotKeyspace { snapshot: self.clone(), id, slot })
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot({})", self.position())
+    }
+}
+
+/// A keyspace of a [`Snapshot`]: the reads of a [`Keyspace`](crate::Keyspace), of one moment.
+///
+/// Every method fails with [`Error::Poisoned`] if the database is, and with [`Error::KeyTooLarge`] for a key
+/// that can't be there.
+#[derive(Clone, Debug)]
+pub struct SnapshotKeyspace {
+    snapshot: Snapshot,
+    id: u32,
+    slot: KeyspaceSlot,
+}
+
+impl SnapshotKeyspace {
+    /// The value of `key`.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        self.snapshot.still.get(&InternalKey::new(self.id, key.as_ref())?)
+    }
+
+    /// Shows the value of `key` to `read`, without an allocation when it is short.
+    pub fn get_with<R>(
+        &self,
+        key: impl AsRef<[u8]>,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
+        let key = InternalKey::new(self.id, key.as_ref())?;
+        with_scratch(|copy| self.snapshot.still.read(&key, copy), read)
+    }
+
+    /// The values of `keys`, in their order.
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
+    /// Whether `key` has a value.
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        let key = InternalKey::new(self.id, key.as_ref())?;
+        Ok(self.snapshot.still.read(&key, |_| ())?.is_some())
+    }
+
+    fn scan(&self, bounds: Bounds) -> Scan {
+        Scan::of_still(Arc::clone(&self.snapshot.still), bounds)
+    }
+
+    /// The entries in `range`, in order, from both ends.
+    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
+        Range::new(Ok(self.scan(keys::within(self.id, &range))))
+    }
+
+    /// The entries whose keys begin with `prefix`, in order, from both ends.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Range {
+        Range::new(Ok(self.scan(keys::prefixed(self.id, prefix.as_ref()))))
+    }
+
+    /// The keys in `range`, in order, from both ends.
+    pub fn range_keys<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Keys {
+        Keys::new(Ok(self.scan(keys::within(self.id, &range))))
+    }
+
+    /// Shows the entries in `range` to `visit`, in order, until it breaks; nothing is allocated for them.
+    pub fn scan_with<K: AsRef<[u8]>>(
+        &self,
+        range: impl RangeBounds<K>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut scan = self.scan(keys::within(self.id, &range));
+        scan.each(|key, entry| visit(&key[PREFIX_LEN..], entry.value.bytes()))
+    }
+
+    /// The first entry.
+    pub fn first(&self) -> Result<Option<(Slice, Slice)>> {
+        self.range::<&[u8]>(..).next().transpose()
+    }
+
+    /// The last entry.
+    pub fn last(&self) -> Result<Option<(Slice, Slice)>> {
+        self.range::<&[u8]>(..).next_back().transpose()
+    }
+
+    /// Entries stored, past their time or not. O(1).
+    pub fn len(&self) -> Result<u64> {
+        let still = &self.snapshot.still;
+        still.tree().commit.check()?;
+        Ok(still.tree().commit.totals_at(self.slot, still.cut()).records)
+    }
+
+    /// Whether no entry is stored.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
