@@ -66,6 +66,8 @@ pub enum Holder {
 /// A moment at which stills may be read.
 #[derive(Debug)]
 pub(crate) struct Cut {
+    /// Counts the cuts of this process, from 1.
+    pub(crate) id: u64,
     /// The tick of the last batch that the cut holds.
     pub(crate) tick: u64,
     pub(crate) position: Position,
@@ -140,6 +142,7 @@ struct State {
     keeping: Vec<KeyspaceSlot>,
     /// Ascending by tick; several may share one.
     cuts: Vec<Arc<Cut>>,
+    cuts_taken: u64,
     last_time_ms: u64,
     closed: bool,
 }
@@ -189,7 +192,7 @@ impl Drop for Ticket<'_> {
 pub(crate) struct Prepared {
     /// Every cut up to this code is served by what is prepared.
     pub(crate) serves: u64,
-    /// The leaves' ranges are listed with a cut of this code already.
+    /// The leaf's range is listed with the cut of this id and with none that is newer.
     pub(crate) listed: u64,
     /// The batch that ends this keyspace: no later batch may touch it.
     pub(crate) drops: Option<KeyspaceSlot>,
@@ -221,6 +224,7 @@ impl Commit {
                 keyspaces: totals.into_iter().map(keyspace).collect(),
                 keeping: Vec::new(),
                 cuts: Vec::new(),
+                cuts_taken: 0,
                 last_time_ms: time_ms,
                 closed: false,
             }),
@@ -268,7 +272,7 @@ impl Commit {
             return Err(Refused::NewCut);
         }
         let newest_tick = newest.map(|cut| cut.tick);
-        let cut = newest.filter(|cut| cut.code() > prepared.listed).cloned();
+        let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
         if let Some(slot) = prepared.drops {
             state.keyspaces[slot.0 as usize].dropped = true;
         }
@@ -303,7 +307,9 @@ impl Commit {
         self.refusal(&state)?;
         let time_ms = now_ms.max(state.last_time_ms);
         state.last_time_ms = time_ms;
+        state.cuts_taken += 1;
         let cut = Arc::new(Cut {
+            id: state.cuts_taken,
             tick: state.tick,
             position: state.position,
             time_ms,

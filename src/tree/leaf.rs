@@ -14,6 +14,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use crate::commit::Cut;
 use crate::position::Seq;
 use crate::sync::RwLock;
 use crate::tree::directory::LeafId;
@@ -46,8 +47,8 @@ pub(crate) struct Kept {
     whole: Vec<Whole>,
     /// Ticks of cuts, ascending, each with the stamp the leaf had at it.
     stamps: Vec<(u64, Seq)>,
-    /// [`Cut::code`](crate::commit::Cut::code) of the newest cut the leaf's range is listed with.
-    pub(crate) listed: u64,
+    /// Ids of the cuts on whose lists the leaf's range is, ascending; some may have been dropped since.
+    pub(crate) listed: Vec<u64>,
 }
 
 /// A whole page that serves the cuts in `[born, died)`. Its fences may be wider than the leaf's.
@@ -103,6 +104,11 @@ impl Leaf {
         // Ascending by died: the key's last entry decides.
         let last = last_of(entries, first, key);
         entries.entry(last).died <= newest
+    }
+
+    /// The newest cut the leaf's range is listed with, 0 for none.
+    pub(crate) fn newest_listed(&self) -> u64 {
+        self.kept.as_ref().and_then(|kept| kept.listed.last()).copied().unwrap_or(0)
     }
 
     /// Makes room to keep one more entry of `bytes`, so that keeping it can't fail.
@@ -258,7 +264,7 @@ impl Leaf {
     ) -> Option<Box<Kept>> {
         let kept = self.kept.as_mut()?;
         let (whole, stamps) = (kept.whole.clone(), kept.stamps.clone());
-        let mut right = Kept { entries: None, whole, stamps, listed: kept.listed };
+        let mut right = Kept { entries: None, whole, stamps, listed: kept.listed.clone() };
         if let Some(entries) = kept.entries.take() {
             let at = entries.seek(middle);
             kept.entries = part(&entries, 0..at, low, Some(middle));
@@ -267,11 +273,11 @@ impl Leaf {
         Some(Box::new(right))
     }
 
-    /// Frees what no cut in `live` (ticks, ascending) needs. Returns the places in `live` of cuts on whose
-    /// lists the range now belongs: for each thing kept, the newest that needs it.
-    pub(crate) fn sweep(&mut self, live: &[u64]) -> (Vec<usize>, Vec<Page>) {
+    /// Frees what no cut in `live` (ascending by tick) needs. Returns the places in `live` of cuts on whose
+    /// lists the range now belongs and is not yet: for each thing kept, the newest that needs it.
+    pub(crate) fn sweep(&mut self, live: &[Arc<Cut>]) -> (Vec<usize>, Vec<Page>) {
         let Some(kept) = &mut self.kept else { return (Vec::new(), Vec::new()) };
-        let newest_in = |born: u64, died: u64| live.iter().rposition(|&tick| born <= tick && tick < died);
+        let newest_in = |born: u64, died: u64| live.iter().rposition(|cut| born <= cut.tick && cut.tick < died);
         let mut heirs: Vec<usize> = Vec::new();
         let mut freed = Vec::new();
         kept.whole.retain(|whole| {
@@ -281,8 +287,8 @@ impl Leaf {
         });
         // Of kept entries only the cuts without a whole page have need.
         let newest_in = |born: u64, died: u64| {
-            let served = |tick| kept.whole.iter().any(|whole| whole.born <= tick && tick < whole.died);
-            live.iter().rposition(|&tick| born <= tick && tick < died && !served(tick))
+            let served = |tick: u64| kept.whole.iter().any(|whole| whole.born <= tick && tick < whole.died);
+            live.iter().rposition(|cut| born <= cut.tick && cut.tick < died && !served(cut.tick))
         };
         if let Some(entries) = &kept.entries {
             let mut needed = Vec::with_capacity(entries.len());
@@ -315,10 +321,12 @@ impl Leaf {
                 freed.extend(kept.entries.replace(left));
             }
         }
-        kept.stamps.retain(|(tick, _)| live.iter().any(|live| live <= tick));
+        kept.stamps.retain(|(tick, _)| live.iter().any(|cut| cut.tick <= *tick));
         heirs.sort_unstable();
         heirs.dedup();
-        kept.listed = heirs.last().map_or(0, |&newest| live[newest] + 1);
+        let listed = heirs.iter().map(|&heir| live[heir].id).collect();
+        let listed = std::mem::replace(&mut kept.listed, listed);
+        heirs.retain(|&heir| !listed.contains(&live[heir].id));
         if kept.entries.is_none() && kept.whole.is_empty() {
             self.kept = None;
         }

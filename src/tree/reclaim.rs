@@ -125,8 +125,7 @@ impl Tree {
         let mut freed = Vec::new();
         loop {
             let live = self.commit.live_cuts();
-            let ticks: Vec<u64> = live.iter().map(|cut| cut.tick).collect();
-            let (heirs, pages) = latch.sweep(&ticks);
+            let (heirs, pages) = latch.sweep(&live);
             freed.extend(pages);
             let page = latch.live();
             let range = (Slice::new(page.low()), page.high().map(Slice::new));

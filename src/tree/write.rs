@@ -191,7 +191,7 @@ impl Tree {
             let keeps = newest.is_some_and(|newest| self.prepare_keep(latch, key, at, newest, garbage));
             let prepared = Prepared {
                 serves: newest.map_or(0, |newest| newest + 1),
-                listed: if keeps { latch.kept.as_ref().map_or(0, |kept| kept.listed) } else { u64::MAX },
+                listed: if keeps { latch.newest_listed() } else { u64::MAX },
                 drops: None,
             };
             match self.commit.take(&[(write.slot, delta)], prepared) {
@@ -287,13 +287,14 @@ impl Tree {
         };
         let Some(kept) = &mut latch.kept else { return };
         let is_listed = match cut {
+            Some(cut) if kept.listed.contains(&cut.id) => true,
             Some(cut) => {
                 kept.note_stamp(cut.tick, old_stamp);
-                kept.listed = cut.code();
+                kept.listed.push(cut.id);
                 cut.list(range)
             }
             // Listed before: then that list's sweep, which needs this latch, is still to come.
-            None => kept.listed != 0,
+            None => !kept.listed.is_empty(),
         };
         if !is_listed {
             garbage.pages.extend(self.sweep_leaf(latch));
