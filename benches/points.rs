@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 
 use workload::contenders::{Contender, Engine, LockedTree, Shards, SkipList};
 use workload::measure::{Tally, together};
-use workload::{Key, Keys, Probes, fresh_values, records};
+use workload::{FreshValues, Key, Keys, Probes, records};
 
 /// Keys in one `get_many` and in one batch.
 const GROUP: usize = 16;
@@ -23,7 +23,7 @@ fn main() {
     let tally = Tally::default();
     for keys in Keys::ALL {
         let probes = [Probes::new(keys, records(), 11), Probes::new(keys, records(), 12)];
-        let bench = Bench { keys, tally: &tally, probes: &probes, values: &fresh_values() };
+        let bench = Bench { keys, tally: &tally, probes: &probes, values: &FreshValues::new() };
         bench.all::<Engine>(&mut criterion);
         bench.all::<LockedTree>(&mut criterion);
         bench.all::<Shards>(&mut criterion);
@@ -37,7 +37,7 @@ struct Bench<'a> {
     keys: Keys,
     tally: &'a Tally,
     probes: &'a [Probes; 2],
-    values: &'a [Vec<u8>],
+    values: &'a FreshValues,
 }
 
 impl Bench<'_> {
@@ -86,7 +86,7 @@ impl Bench<'_> {
                 round += 1;
                 let count = usize::try_from(iterations).expect("a count that fits");
                 let took = together(threads, |thread| {
-                    let values = self.values.iter().cycle().skip(round * 37 + thread * 101);
+                    let values = self.values.values(round * 2 + thread);
                     let keys = self.probes[thread].keys(round, count);
                     black_box(keys.zip(values).map(|(key, value)| work(key, value)).sum::<usize>());
                 });
@@ -113,7 +113,7 @@ impl Bench<'_> {
                 round += 1;
                 let count = usize::try_from(iterations).expect("a count that fits") * GROUP;
                 let took = together(1, |_| {
-                    let values = self.values.iter().cycle().skip(round * 37);
+                    let values = self.values.values(round);
                     let groups = self.probes[0].groups(round, count, GROUP);
                     black_box(
                         groups.zip(values).map(|(keys, value)| work(keys, value)).sum::<usize>(),

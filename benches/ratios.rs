@@ -20,7 +20,7 @@ use stillframe::{Compression, Database, SaveOptions, SaveReport, SnapshotFile};
 
 use workload::contenders::{BoxedTree, Contender, Engine, LockedTree, Scan, Shards, SkipList};
 use workload::measure::{Lane, Latencies, Samples, interleaved, resident_bytes, together};
-use workload::{Keys, Probes, Random, Scratch, fresh_values, records, value};
+use workload::{FreshValues, Keys, Probes, Random, Scratch, records, value};
 
 const SECTIONS: &[&str] = &["memory", "points", "scans", "stills", "saving", "files"];
 
@@ -138,7 +138,7 @@ fn memory_of<C: Contender>(keys: Keys, effort: Effort) {
     let before = resident_bytes();
     let mut raw_bytes = 0;
     for number in order.iter().copied() {
-        let value = value(number, 0);
+        let value = value(number);
         contender.put(&keys.key(number), &value);
         raw_bytes += 16 + value.len() as u64;
     }
@@ -163,7 +163,7 @@ fn points(keys: Keys, effort: Effort) {
     let tree = LockedTree::loaded(keys, effort.records);
     let boxed = BoxedTree::loaded(keys, effort.records);
     let shards = Shards::loaded(keys, effort.records);
-    let values = fresh_values();
+    let values = FreshValues::new();
     let probes = [Probes::new(keys, effort.records, 11), Probes::new(keys, effort.records, 12)];
     let bench = Points { effort, probes: &probes, values: &values };
     let all = |work: Work, threads: usize| {
@@ -259,7 +259,7 @@ impl Work {
 struct Points<'a> {
     effort: Effort,
     probes: &'a [Probes; 2],
-    values: &'a [Vec<u8>],
+    values: &'a FreshValues,
 }
 
 impl<'a> Points<'a> {
@@ -276,7 +276,7 @@ impl<'a> Points<'a> {
     fn run<C: Contender>(&self, contender: &C, work: Work, round: usize, thread: usize) {
         let count = self.effort.operations;
         let probes = &self.probes[thread];
-        let mut values = self.values.iter().cycle().skip(round * 37 + thread * 101);
+        let mut values = self.values.values(round * 2 + thread);
         let mut value = || values.next().expect("an endless cycle");
         let mut sum = 0;
         match work {
@@ -372,11 +372,11 @@ fn stills(keys: Keys, effort: Effort) {
     drop(lanes);
 
     let probes = Probes::new(keys, effort.records, 31);
-    let values = fresh_values();
+    let values = FreshValues::new();
     let stop = AtomicBool::new(false);
     let mut cuts = thread::scope(|scope| {
         scope.spawn(|| {
-            let mut values = values.iter().cycle();
+            let mut values = values.values(0);
             for key in probes.keys(0, usize::MAX) {
                 large.put(key, values.next().expect("an endless cycle"));
                 if stop.load(Ordering::Relaxed) {
@@ -394,7 +394,7 @@ fn stills(keys: Keys, effort: Effort) {
     at_most(&named("cut beside a writer, median", keys), cuts.median() / 1e3, 2.0, "us");
 
     let update = |round: usize| {
-        let mut values = values.iter().cycle();
+        let mut values = values.values(round);
         let began = Instant::now();
         for key in probes.keys(round, effort.operations) {
             large.put(key, values.next().expect("an endless cycle"));
@@ -517,8 +517,10 @@ impl Film<'_> {
         let phase = AtomicUsize::new(0);
         let peak = AtomicU64::new(0);
         let end = rounds * 2;
+        let probes = Probes::new(self.keys, self.effort.records, 41);
+        let values = FreshValues::new();
         thread::scope(|scope| {
-            let writer = scope.spawn(|| self.write(&phase, end));
+            let writer = scope.spawn(|| self.write(&probes, &values, &phase, end));
             scope.spawn(|| {
                 while phase.load(Ordering::Relaxed) < end {
                     peak.fetch_max(resident_bytes(), Ordering::Relaxed);
@@ -562,10 +564,14 @@ impl Film<'_> {
     }
 
     /// Overwrites uniformly random records without pause; each phase's times apart.
-    fn write(&self, phase: &AtomicUsize, end: usize) -> Vec<Latencies> {
-        let probes = Probes::new(self.keys, self.effort.records, 41);
-        let values = fresh_values();
-        let mut values = values.iter().cycle();
+    fn write(
+        &self,
+        probes: &Probes,
+        values: &FreshValues,
+        phase: &AtomicUsize,
+        end: usize,
+    ) -> Vec<Latencies> {
+        let mut values = values.values(0);
         let mut phases: Vec<Latencies> = (0..end).map(|_| Latencies::new()).collect();
         for key in probes.keys(0, usize::MAX) {
             let value = values.next().expect("an endless cycle");

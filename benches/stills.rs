@@ -12,7 +12,7 @@ use stillframe::Slice;
 
 use workload::contenders::{Contender, Engine, LockedTree};
 use workload::measure::Tally;
-use workload::{Keys, Probes, fresh_values, records};
+use workload::{FreshValues, Keys, Probes, records};
 
 /// The engine refuses nothing here, and nobody else holds it.
 const OPEN: &str = "an open database";
@@ -67,10 +67,10 @@ impl Bench<'_> {
     fn drop_of_much_kept(&self, criterion: &mut Criterion) {
         let figure = self.named("drop after 100 updates");
         let probes = Probes::new(self.keys, self.records, 32);
-        let values = fresh_values();
+        let values = FreshValues::new();
         self.measure(criterion, &figure, "stillframe", |round| {
             let still = self.engine.database.snapshot().expect(OPEN);
-            for (key, value) in probes.keys(round, 100).zip(&values) {
+            for (key, value) in probes.keys(round, 100).zip(values.values(round)) {
                 self.engine.put(key, value);
             }
             let began = Instant::now();
@@ -82,10 +82,10 @@ impl Bench<'_> {
     fn update(&self, criterion: &mut Criterion) {
         let figure = self.named("1,000 updates");
         let probes = Probes::new(self.keys, self.records, 33);
-        let values = fresh_values();
+        let values = FreshValues::new();
         let update = |round: usize| {
             let began = Instant::now();
-            for (key, value) in probes.keys(round, 1000).zip(values.iter().cycle()) {
+            for (key, value) in probes.keys(round, 1000).zip(values.values(round)) {
                 self.engine.put(key, value);
             }
             began.elapsed()
@@ -102,7 +102,7 @@ impl Bench<'_> {
         let probes = Probes::new(self.keys, self.records, 34);
         let still = self.engine.database.snapshot().expect(OPEN);
         let keyspace = still.keyspace("bench").expect("its keyspace");
-        for (key, value) in probes.keys(0, self.records / 4).zip(fresh_values().iter().cycle()) {
+        for (key, value) in probes.keys(0, self.records / 4).zip(FreshValues::new().values(0)) {
             self.engine.put(key, value);
         }
         self.measure(criterion, &figure, "live", |round| {

@@ -40,7 +40,7 @@ pub(crate) trait Contender: Sync + Sized {
     fn loaded(keys: Keys, records: usize) -> Self {
         let contender = Self::empty();
         for number in shuffled(records) {
-            contender.put(&keys.key(number), &value(number, 0));
+            contender.put(&keys.key(number), &value(number));
         }
         contender
     }

@@ -42,13 +42,13 @@ impl Keys {
         Keys::ALL.into_iter().find(|keys| keys.name() == name)
     }
 
-    /// The key of record `number`, below 10^11.
+    /// The key of record `number`, below 10^12.
     pub(crate) fn key(self, number: usize) -> Key {
         match self {
             Keys::Demo => {
-                let mut key = *b"user:00000000000";
+                let mut key = *b"user000000000000";
                 let mut rest = number;
-                for digit in key[5..].iter_mut().rev() {
+                for digit in key[4..].iter_mut().rev() {
                     *digit = b"0123456789"[rest % 10];
                     rest /= 10;
                 }
@@ -72,23 +72,54 @@ pub(crate) fn records() -> usize {
     wanted.unwrap_or(RECORDS).max(1000)
 }
 
-/// The value of record `number` in its `version`: JSON of about 110 bytes.
-pub(crate) fn value(number: usize, version: u64) -> Vec<u8> {
-    const FIRST: [&str; 8] =
-        ["Ada", "Barbara", "Claude", "Edsger", "Frances", "Grace", "John", "Radia"];
-    const LAST: [&str; 8] =
-        ["Allen", "Dijkstra", "Hopper", "Liskov", "Lovelace", "McCarthy", "Perlman", "Shannon"];
-    const PLAN: [&str; 4] = ["free", "basic", "plus", "team"];
-    let mut random = Random::new(number as u64 ^ version.rotate_left(40));
+/// The value of record `number`, as the demo makes it: JSON of about 110 bytes.
+pub(crate) fn value(number: usize) -> Vec<u8> {
+    const FIRST: [&str; 24] = [
+        "Ada", "Amir", "Bao", "Carla", "Chidi", "Dina", "Edda", "Emeka", "Farah", "Goran", "Hana",
+        "Ines", "Jonas", "Kaori", "Lars", "Maite", "Nadia", "Olga", "Pavel", "Rosa", "Sven",
+        "Tariq", "Uma", "Zoe",
+    ];
+    const LAST: [&str; 24] = [
+        "Abebe",
+        "Bauer",
+        "Castillo",
+        "Dubois",
+        "Eriksen",
+        "Fontana",
+        "Garcia",
+        "Haddad",
+        "Ivanova",
+        "Jansen",
+        "Kimura",
+        "Lindqvist",
+        "Moreau",
+        "Nakamura",
+        "Okafor",
+        "Petrov",
+        "Quispe",
+        "Rossi",
+        "Santos",
+        "Tanaka",
+        "Ueda",
+        "Varga",
+        "Weber",
+        "Yilmaz",
+    ];
+    const CITIES: [&str; 16] = [
+        "Accra", "Bergen", "Cusco", "Dakar", "Esbjerg", "Fukuoka", "Gdansk", "Haifa", "Izmir",
+        "Jaipur", "Kyoto", "Lisbon", "Mendoza", "Nairobi", "Oslo", "Porto",
+    ];
+    let mut random = Random::new(number as u64);
     format!(
-        r#"{{"id":{number},"name":"{} {}","plan":"{}","score":{},"seen":17{:08},"ok":{},"tag":"{:08x}"}}"#,
+        r#"{{"name":"{} {}","city":"{}","visits":{},"balance":{}.{:02},"seen":{},"token":"{:010x}"}}"#,
         FIRST[random.below(FIRST.len())],
         LAST[random.below(LAST.len())],
-        PLAN[random.below(PLAN.len())],
-        random.below(100_000),
-        random.below(100_000_000),
-        random.below(2) == 0,
-        random.below(1 << 32),
+        CITIES[random.below(CITIES.len())],
+        random.below(1000),
+        random.below(1 << 16),
+        random.below(100),
+        1_700_000_000 + random.below(90_000_000),
+        random.below(1 << 40),
     )
     .into_bytes()
 }
@@ -131,9 +162,29 @@ impl Probes {
     }
 }
 
-/// New values for updates: few enough to stay in a cache, as a caller's fresh value would be.
-pub(crate) fn fresh_values() -> Vec<Vec<u8>> {
-    (0..512).map(|number| value(number * 5_801, 1)).collect()
+/// New values for updates, one after the other in memory: so many that a block of a saved file
+/// rarely holds one twice.
+pub(crate) struct FreshValues {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl FreshValues {
+    pub(crate) fn new() -> Self {
+        let mut values = FreshValues { bytes: Vec::new(), ends: vec![0] };
+        for number in 0..1 << 16 {
+            values.bytes.extend_from_slice(&value(usize::MAX - number));
+            values.ends.push(values.bytes.len());
+        }
+        values
+    }
+
+    /// Without end, starting at a place of its own for each `round`.
+    pub(crate) fn values(&self, round: usize) -> impl Iterator<Item = &[u8]> {
+        let from = round.wrapping_mul(4_253) % (self.ends.len() - 1);
+        let values = self.ends.windows(2).map(|ends| &self.bytes[ends[0]..ends[1]]);
+        values.cycle().skip(from)
+    }
 }
 
 /// A folder of its own below the build's, removed at the end.
