@@ -89,7 +89,11 @@ impl WriteBatch {
     }
 
     /// Removes every key in `range`, those that this batch has put so far included.
-    pub fn delete_range<K: AsRef<[u8]>>(&mut self, keyspace: &Keyspace, range: impl RangeBounds<K>) {
+    pub fn delete_range<K: AsRef<[u8]>>(
+        &mut self,
+        keyspace: &Keyspace,
+        range: impl RangeBounds<K>,
+    ) {
         let bounds = keys::within(keyspace.id(), &range);
         let len = bounds.low.len() + bounds.high.as_ref().map_or(0, Vec::len);
         self.push(keyspace, len, Kind::DeleteRange(bounds));

@@ -82,7 +82,11 @@ impl Database {
 
     pub(crate) fn empty(builder: Builder) -> Result<Self> {
         let tree = Tree::new(builder.config.clone());
-        Ok(Self::over(tree, Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() }, builder))
+        Ok(Self::over(
+            tree,
+            Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() },
+            builder,
+        ))
     }
 
     fn over(tree: Tree, catalogue: Catalogue, builder: Builder) -> Self {

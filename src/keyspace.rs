@@ -13,9 +13,7 @@ use crate::options::WriteOptions;
 use crate::range::{Keys, Range};
 use crate::slice::{LargeBytes, Slice};
 use crate::sync::assert_no_latch;
-use crate::tree::{
-    Bounds, Condition, End, Entry, PointWrite, Scan, Still, Written, new_value,
-};
+use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Still, Written, new_value};
 use crate::{Error, Result};
 
 /// A named, ordered set of entries: a cheap handle that any thread may clone and use.
@@ -170,11 +168,7 @@ impl Keyspace {
     }
 
     /// As [`insert`](Keyspace::insert); returns the value that was there.
-    pub fn replace(
-        &self,
-        key: impl AsRef<[u8]>,
-        value: impl AsRef<[u8]>,
-    ) -> Result<Option<Slice>> {
+    pub fn replace(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<Option<Slice>> {
         match self.put(key.as_ref(), value.as_ref(), 0, Condition::Always, true)? {
             Written::Done { old, .. } => Ok(old),
             _ => unreachable!("nothing was asked of the old value"),
@@ -243,11 +237,8 @@ impl Keyspace {
         let key = self.key(key)?;
         let mut verified: Option<Arc<LargeBytes>> = None;
         loop {
-            let condition = Condition::Is {
-                value: expected,
-                verified: verified.as_ref(),
-                expire_at: None,
-            };
+            let condition =
+                Condition::Is { value: expected, verified: verified.as_ref(), expire_at: None };
             match self.write(&key, new, 0, condition, false)? {
                 Written::Done { .. } => return Ok(Ok(())),
                 // To remove what is not there, as expected.

@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::Result;
 use crate::clock::{Clock, SystemClock};
 use crate::commit::Holder;
 use crate::database::Database;
 use crate::position::Position;
 use crate::storage::{Disk, OsDisk};
 use crate::tree::Config;
-use crate::Result;
 
 /// Opens databases with options other than the defaults.
 ///

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::commit::{Delta, KeyspaceSlot, Prepared, Refused, Ticket};
 use crate::fingerprint;
 use crate::position::Position;
@@ -10,7 +11,6 @@ use crate::tree::leaf::{Keep, Leaf, Whole, keep_in};
 use crate::tree::page::{DIED_PENDING, Entry, Page, Value, common_prefix};
 use crate::tree::write::{Garbage, Put, slack};
 use crate::tree::{LatchMode, Tree, WriteLatch};
-use crate::Result;
 
 /// What a batch makes of one key: `None` removes.
 pub(crate) struct BatchOp<'a> {
@@ -79,10 +79,8 @@ impl Tree {
     ) -> Result<(Option<Position>, u64)> {
         let latches = self.latch_all(changes);
         let mut deltas = Deltas::default();
-        let mut planned: Vec<Planned<'_>> = latches
-            .into_iter()
-            .map(|latch| self.plan_leaf(latch, changes, &mut deltas))
-            .collect();
+        let mut planned: Vec<Planned<'_>> =
+            latches.into_iter().map(|latch| self.plan_leaf(latch, changes, &mut deltas)).collect();
         let removed = deltas.removed_by_ranges;
         if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 {
             return Ok((None, 0));
@@ -213,7 +211,8 @@ impl Tree {
             op += usize::from(order.is_ge());
         }
         let change = deltas.fingerprint().wrapping_sub(old_sum);
-        let pages = if changed.is_empty() { Vec::new() } else { self.build(page, ops, &sources, change) };
+        let pages =
+            if changed.is_empty() { Vec::new() } else { self.build(page, ops, &sources, change) };
         Planned { latch, pages, changed, keep: Keep::Nothing }
     }
 

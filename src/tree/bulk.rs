@@ -91,7 +91,11 @@ impl LeafBuilder<'_> {
     pub(crate) fn push(&mut self, key: &[u8], value: &[u8], expire_at: u64) {
         let hash = fingerprint::value_hash(value);
         if value.len() > INLINE_VALUE_MAX {
-            return self.push_large(key, LargeBytes::new(value.into(), hash, &self.bulk.account), expire_at);
+            return self.push_large(
+                key,
+                LargeBytes::new(value.into(), hash, &self.bulk.account),
+                expire_at,
+            );
         }
         self.push_entry(key, &Entry { value: Value::Bytes(value), expire_at, died: 0 }, hash);
     }

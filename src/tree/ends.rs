@@ -3,13 +3,13 @@
 //! The latches of the whole run are held, ascending, until the end is found: whoever let go of an empty leaf
 //! before looking into the next could miss a key that was there all the time.
 
+use crate::Result;
 use crate::commit::KeyspaceSlot;
 use crate::position::Position;
 use crate::slice::Slice;
 use crate::tree::still::Bounds;
 use crate::tree::write::{Condition, Garbage, PointWrite};
 use crate::tree::{LatchMode, ReadLatch, Tree, WriteLatch};
-use crate::Result;
 
 /// Which end of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,8 @@ impl Tree {
             let visible = |at: &usize| self.is_visible(&page.entry(*at));
             let place = if first { places.find(visible) } else { places.rfind(visible) };
             found = place.map(|at| (last, at)).or(found);
-            let next = page.high().filter(|high| bounds.high.as_deref().is_none_or(|end| *high < end));
+            let next =
+                page.high().filter(|high| bounds.high.as_deref().is_none_or(|end| *high < end));
             match next.map(<[u8]>::to_vec) {
                 Some(next) if !(first && found.is_some()) => {
                     let latch = self.latch_right_of(&held[last], &next);

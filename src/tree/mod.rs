@@ -251,7 +251,10 @@ impl Tree {
     }
 
     /// What each of `keys` has, one latch at a time, many cache misses in flight.
-    pub(crate) fn get_many<K: Deref<Target = [u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+    pub(crate) fn get_many<K: Deref<Target = [u8]>>(
+        &self,
+        keys: &[K],
+    ) -> Result<Vec<Option<Slice>>> {
         const GROUP: usize = 16;
         let mut values = Vec::with_capacity(keys.len());
         let guard = pin();

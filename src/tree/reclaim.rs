@@ -173,7 +173,9 @@ impl Tree {
         let (a, b) = (left.live(), right.live());
         let end = b.high().map(<[u8]>::to_vec);
         let bytes = a.cost_within(a.low(), end.as_deref()) + b.cost_within(a.low(), end.as_deref());
-        if bytes > self.config.leaf_bytes * 3 / 4 || a.len() + b.len() > self.config.leaf_entries * 3 / 4 {
+        if bytes > self.config.leaf_bytes * 3 / 4
+            || a.len() + b.len() > self.config.leaf_entries * 3 / 4
+        {
             return false;
         }
         let mut merged = Page::new(&a.arena(), a.low(), end.as_deref(), bytes);

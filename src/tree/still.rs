@@ -124,7 +124,10 @@ impl LeafCopy {
 enum Source {
     Still(Arc<Still>),
     /// The whole range, copied under latches held together; judged by the clock at that time.
-    Copies { copies: Vec<LeafCopy>, now_ms: u64 },
+    Copies {
+        copies: Vec<LeafCopy>,
+        now_ms: u64,
+    },
 }
 
 /// A walk over a range from both ends. Owned: holds no latch and no borrow between steps.

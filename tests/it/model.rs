@@ -68,7 +68,8 @@ impl Run {
 
     /// Keys that share prefixes, are prefixes of each other, hold zeros, and now and then are long.
     fn key(&mut self) -> Vec<u8> {
-        let stem: &[u8] = [&b""[..], b"key-", b"key-\0", b"abcdefgh"][self.random.below(4) as usize];
+        let stem: &[u8] =
+            [&b""[..], b"key-", b"key-\0", b"abcdefgh"][self.random.below(4) as usize];
         let mut key = stem.to_vec();
         let number = self.random.below(24) as u8;
         key.extend_from_slice(&[b'0' + number / 5, number][..self.random.below(3) as usize]);
@@ -188,7 +189,8 @@ impl Run {
                 assert_eq!(space.clear().unwrap(), model.len() as u64);
             }
             21 => {
-                let popped = if self.random.one_in(2) { space.pop_first() } else { space.pop_last() };
+                let popped =
+                    if self.random.one_in(2) { space.pop_first() } else { space.pop_last() };
                 if let Some((key, _)) = popped.unwrap() {
                     self.world.spaces[which].remove(&*key).expect("it was there");
                 }
@@ -262,8 +264,7 @@ impl Run {
         }
         let shown = |(_, (_, at)): &(&Vec<u8>, &(Vec<u8>, u64))| *at == 0 || now_ms < *at;
         let pair = |(key, (value, _)): (&Vec<u8>, &(Vec<u8>, u64))| (key.clone(), value.clone());
-        let expected: Vec<_> =
-            Self::in_range(model, &range).filter(shown).map(pair).collect();
+        let expected: Vec<_> = Self::in_range(model, &range).filter(shown).map(pair).collect();
         let owned = |item: stillframe::Result<(Slice, Slice)>| {
             let (key, value) = item.unwrap();
             (key.to_vec(), value.to_vec())
@@ -308,7 +309,8 @@ impl Run {
             let space = held.snapshot.keyspace(name).unwrap();
             assert_eq!(space.len().unwrap(), model.len() as u64, "len of a still");
             let shown = |(_, (_, at)): &(&Vec<u8>, &(Vec<u8>, u64))| *at == 0 || held.time_ms < *at;
-            let pair = |(key, (value, _)): (&Vec<u8>, &(Vec<u8>, u64))| (key.clone(), value.clone());
+            let pair =
+                |(key, (value, _)): (&Vec<u8>, &(Vec<u8>, u64))| (key.clone(), value.clone());
             let expected: Vec<_> = model.iter().filter(shown).map(pair).collect();
             let owned = |item: stillframe::Result<(Slice, Slice)>| {
                 let (key, value) = item.unwrap();

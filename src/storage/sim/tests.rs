@@ -1,3 +1,5 @@
+//! What the simulated disk must do, beside the real one.
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 
