@@ -65,7 +65,10 @@ pub(crate) enum Keep {
     /// A page of kept entries that takes the place of the present one, new ones pending.
     Entries(Page),
     /// These whole pages, and the outgoing page itself for the cuts from `born` on.
-    Whole { older: Vec<Whole>, born: Option<u64> },
+    Whole {
+        older: Vec<Whole>,
+        born: Option<u64>,
+    },
 }
 
 impl Kept {
@@ -140,7 +143,12 @@ impl Leaf {
     }
 
     /// Keeps what the key has now (or that it has nothing) as having died at `died`; there is room.
-    pub(crate) fn keep_entry(&mut self, key: &[u8], at: std::result::Result<usize, usize>, died: u64) {
+    pub(crate) fn keep_entry(
+        &mut self,
+        key: &[u8],
+        at: std::result::Result<usize, usize>,
+        died: u64,
+    ) {
         let Self { page, kept, .. } = self;
         let page = page.as_ref().expect("our bug: a dead leaf is used");
         let kept = kept.as_mut().and_then(|kept| kept.entries.as_mut());
@@ -277,7 +285,8 @@ impl Leaf {
     /// lists the range now belongs and is not yet: for each thing kept, the newest that needs it.
     pub(crate) fn sweep(&mut self, live: &[Arc<Cut>]) -> (Vec<usize>, Vec<Page>) {
         let Some(kept) = &mut self.kept else { return (Vec::new(), Vec::new()) };
-        let newest_in = |born: u64, died: u64| live.iter().rposition(|cut| born <= cut.tick && cut.tick < died);
+        let newest_in =
+            |born: u64, died: u64| live.iter().rposition(|cut| born <= cut.tick && cut.tick < died);
         let mut heirs: Vec<usize> = Vec::new();
         let mut freed = Vec::new();
         kept.whole.retain(|whole| {
@@ -287,7 +296,8 @@ impl Leaf {
         });
         // Of kept entries only the cuts without a whole page have need.
         let newest_in = |born: u64, died: u64| {
-            let served = |tick: u64| kept.whole.iter().any(|whole| whole.born <= tick && tick < whole.died);
+            let served =
+                |tick: u64| kept.whole.iter().any(|whole| whole.born <= tick && tick < whole.died);
             live.iter().rposition(|cut| born <= cut.tick && cut.tick < died && !served(cut.tick))
         };
         if let Some(entries) = &kept.entries {
@@ -335,7 +345,12 @@ impl Leaf {
 }
 
 /// Copies the entries in `range` into a page of its own.
-fn part(from: &Page, range: std::ops::Range<usize>, low: &[u8], high: Option<&[u8]>) -> Option<Page> {
+fn part(
+    from: &Page,
+    range: std::ops::Range<usize>,
+    low: &[u8],
+    high: Option<&[u8]>,
+) -> Option<Page> {
     if range.is_empty() {
         return None;
     }
@@ -425,4 +440,3 @@ pub(crate) fn mark_retained(trash: &Trash, leaf: &Leaf) {
         large.retain();
     }
 }
-

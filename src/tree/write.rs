@@ -53,7 +53,11 @@ pub(crate) enum Condition<'a> {
     /// The key has no value.
     Vacant,
     /// The key has this value (`None`: no value), with any expiry or exactly this one.
-    Is { value: Option<&'a [u8]>, verified: Option<&'a Arc<LargeBytes>>, expire_at: Option<u64> },
+    Is {
+        value: Option<&'a [u8]>,
+        verified: Option<&'a Arc<LargeBytes>>,
+        expire_at: Option<u64>,
+    },
 }
 
 /// A write of one key: `None` removes.
@@ -96,7 +100,9 @@ impl Condition<'_> {
             (Condition::Is { value: Some(bytes), verified, expire_at }, Some(entry)) => {
                 let same_expiry = expire_at.is_none_or(|at| at == entry.expire_at);
                 match entry.value {
-                    Value::Large(large) if same_expiry && large.get().bytes().len() == bytes.len() => {
+                    Value::Large(large)
+                        if same_expiry && large.get().bytes().len() == bytes.len() =>
+                    {
                         match verified {
                             Some(verified) if large.is(verified) => true,
                             _ => return Verdict::Compare(large.to_arc()),
@@ -188,7 +194,8 @@ impl Tree {
         // Prepared for the newest cut there seems to be; if another is taken meanwhile, for any.
         let mut newest = self.commit.newest_code().checked_sub(1);
         let (ticket, keeps) = loop {
-            let keeps = newest.is_some_and(|newest| self.prepare_keep(latch, key, at, newest, garbage));
+            let keeps =
+                newest.is_some_and(|newest| self.prepare_keep(latch, key, at, newest, garbage));
             let prepared = Prepared {
                 serves: newest.map_or(0, |newest| newest + 1),
                 listed: if keeps { latch.newest_listed() } else { u64::MAX },
@@ -400,11 +407,7 @@ fn delta_of(page: &Page, at: std::result::Result<usize, usize>, write: &PointWri
 }
 
 /// Hashes and, if large, shares a value on its way in; called with no latch held.
-pub(crate) fn new_value<'a>(
-    tree: &Tree,
-    bytes: &'a [u8],
-    expire_at: u64,
-) -> Result<Put<'a>> {
+pub(crate) fn new_value<'a>(tree: &Tree, bytes: &'a [u8], expire_at: u64) -> Result<Put<'a>> {
     if bytes.len() > crate::MAX_VALUE_LEN {
         return Err(Error::ValueTooLarge { len: bytes.len() });
     }
