@@ -68,6 +68,16 @@ pub enum Error {
         /// What live data, retained data and directory take now, in bytes.
         used: u64,
     },
+    /// What a save wrote does not sum up to what the cut promised: our bug, or bad memory. The file was
+    /// not put in place.
+    SelfCheck {
+        /// The sum that differs.
+        field: &'static str,
+        /// Summed up from what was written.
+        got: u64,
+        /// The running total at the cut.
+        expected: u64,
+    },
     /// The save was cancelled through its handle; nothing was left behind.
     Cancelled,
     /// Another save to the same path is running.
@@ -135,6 +145,15 @@ pub enum Fault {
         /// The number required.
         expected: u64,
     },
+    /// The end mark is missing: the file was cut short, or bytes were appended.
+    NoEnd,
+    /// `field` is whole, but belongs to another file or another place.
+    Foreign {
+        /// The structure.
+        field: &'static str,
+    },
+    /// The name of a keyspace is not UTF-8.
+    Text,
     /// Keys or fences are not strictly ascending, or lie outside their fences.
     Order {
         /// What is out of order.
@@ -181,6 +200,9 @@ impl fmt::Display for Error {
             Error::MemoryLimit { limit, used } => {
                 write!(f, "memory limit of {limit} bytes reached, {used} in use")
             }
+            Error::SelfCheck { field, got, expected } => {
+                write!(f, "the save wrote a {field} of {got}, the cut promised {expected}")
+            }
             Error::Cancelled => f.write_str("cancelled"),
             Error::SaveInProgress { path } => {
                 write!(f, "another save to {} is running", path.display())
@@ -211,6 +233,11 @@ impl fmt::Display for Fault {
             Fault::Mismatch { field, got, expected } => {
                 write!(f, "{field} is {got}, expected {expected}")
             }
+            Fault::NoEnd => {
+                f.write_str("no end mark: the file was cut short or bytes were appended")
+            }
+            Fault::Foreign { field } => write!(f, "{field} belongs to another file or place"),
+            Fault::Text => f.write_str("the name of a keyspace is not UTF-8"),
             Fault::Order { field } => write!(f, "{field} out of order"),
             Fault::Compression => {
                 f.write_str("compressed bytes do not decompress to the stated length")

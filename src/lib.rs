@@ -6,6 +6,8 @@ mod commit;
 mod database;
 mod error;
 mod fingerprint;
+#[allow(dead_code, reason = "saving and loading will use it")]
+mod format;
 mod keys;
 mod keyspace;
 mod options;
@@ -30,6 +32,9 @@ pub use range::{Keys, Range};
 pub use slice::Slice;
 pub use snapshot::{Snapshot, SnapshotKeyspace};
 pub use stats::{KeyspaceStats, Stats};
+pub use storage::file_keyspace::{FileKeyspace, FileRange};
+pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, SaveReport};
+pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 
 /// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.
 ///

@@ -15,6 +15,8 @@ use std::path::Path;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::snapshot_file::SnapshotFile;
+use crate::error::{Error, Result};
 use crate::sync::assert_no_latch;
 
 /// A regular file, mapped for reading.
@@ -72,8 +74,28 @@ impl Map {
     }
 }
 
+impl SnapshotFile {
+    /// Opens the file at `path` and reads its blocks from a memory map.
+    ///
+    /// Blocks are copied out of the map, then checked, then used: who changes bytes of the file meanwhile
+    /// causes errors, not wrong reads.
+    ///
+    /// # Errors
+    /// As [`SnapshotFile::open`].
+    ///
+    /// # Safety
+    /// While the result or anything made from it lives, nobody shortens the file, in this process or
+    /// another: to read a page that the file no longer has kills the process (SIGBUS).
+    pub unsafe fn open_mapped(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        // SAFETY: our caller took on the duty of invariant 3.
+        let map = unsafe { Map::open(path) };
+        Self::open_map(map.map_err(|source| Error::io("open", path, source))?, path)
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::storage::tests::TestDir;
 
@@ -83,6 +105,13 @@ mod tests {
         let path = dir.write("mapped", bytes);
         // SAFETY: the file has a name no one else knows and is not touched again.
         unsafe { Map::open(&path) }.unwrap()
+    }
+
+    /// # Panics
+    /// If the file can't be opened. Nobody shortens it: the tests that call this write it once.
+    pub(crate) fn open_mapped(path: &Path) -> SnapshotFile {
+        // SAFETY: as said above.
+        unsafe { SnapshotFile::open_mapped(path) }.unwrap()
     }
 
     #[test]

@@ -18,9 +18,22 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 use crate::sync::assert_no_latch;
 
+pub(crate) mod file_keyspace;
+pub(crate) mod load;
 pub(crate) mod map;
+pub(crate) mod reader;
+pub(crate) mod save;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod sim;
+pub(crate) mod snapshot_file;
+#[cfg(test)]
+mod snapshot_tests;
+pub(crate) mod source;
+pub(crate) mod walk;
+pub(crate) mod writer;
+
+/// Stands in errors for the path of a stream.
+pub(crate) const STREAM: &str = "<stream>";
 
 /// The file system, as far as the engine uses it.
 ///
