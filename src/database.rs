@@ -1,7 +1,10 @@
 //! Database: the handle that everything begins with; the catalogue of keyspaces; the reclaimer's thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,7 +12,10 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
-use crate::commit::{CATALOGUE, Holder, KeyspaceSlot};
+use crate::clock::random_id;
+use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot, Totals};
+use crate::format::leaves::KeyspaceSums;
+use crate::format::snapshot::{Footer, Span};
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::Keyspace;
 use crate::options::{Builder, StillBudget, StillInfo, StillReport};
@@ -17,9 +23,13 @@ use crate::position::{Position, Seq};
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, Stats};
 use crate::storage::Disk;
+use crate::storage::load::{Loaded, load_file, load_stream};
+use crate::storage::save::{SaveHandle, SaveOptions};
+use crate::storage::snapshot_file::SnapshotFile;
 use crate::sync::Mutex;
 use crate::tree::{
-    BatchOp, Changes, Condition, PointWrite, RangeDelete, Still, Tree, Written, new_value,
+    BatchOp, BuiltLeaf, Bulk, Changes, Condition, PointWrite, RangeDelete, Scan, Still, Tree,
+    Written, new_value,
 };
 use crate::{Error, MAX_KEYSPACE_NAME_LEN, Result};
 
@@ -52,6 +62,10 @@ pub(crate) struct Engine {
     /// Relaxed: it only keeps most repeats away.
     is_over_budget: AtomicBool,
     reclaimer: Option<Reclaimer>,
+    /// The histories of the file that was loaded.
+    loaded: Vec<Span>,
+    /// Names this run as a writer in lineages.
+    node: [u8; 16],
 }
 
 /// The thread that frees what dropped stills leave behind.
@@ -59,6 +73,13 @@ struct Reclaimer {
     /// Dropped to end the thread.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a file says of its content, apart from the leaves.
+struct LoadedContent {
+    footer: Footer,
+    lineage: Vec<Span>,
+    keyspaces: BTreeMap<u32, KeyspaceSums>,
 }
 
 #[derive(Default)]
@@ -81,16 +102,17 @@ impl Database {
     }
 
     pub(crate) fn empty(builder: Builder) -> Result<Self> {
-        let tree = Tree::new(builder.config.clone());
-        Ok(Self::over(
-            tree,
-            Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() },
-            builder,
-        ))
+        let tree = Arc::new(Tree::new(builder.config.clone()));
+        let catalogue = Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() };
+        Self::over(tree, catalogue, Vec::new(), builder)
     }
 
-    fn over(tree: Tree, catalogue: Catalogue, builder: Builder) -> Self {
-        let tree = Arc::new(tree);
+    fn over(
+        tree: Arc<Tree>,
+        catalogue: Catalogue,
+        loaded: Vec<Span>,
+        builder: Builder,
+    ) -> Result<Self> {
         let reclaimer = builder.reclaims_by_itself.then(|| Reclaimer::start(&tree));
         let engine = Engine {
             tree,
@@ -99,8 +121,102 @@ impl Database {
             budget: builder.budget,
             is_over_budget: AtomicBool::new(false),
             reclaimer,
+            loaded,
+            node: random_id()?,
         };
-        Self { engine: Arc::new(engine) }
+        Ok(Self { engine: Arc::new(engine) })
+    }
+
+    /// A database in memory, filled from a saved file. The file is not held open.
+    ///
+    /// Everything is proven before anything is returned: checksums, order, counts and the fingerprint. The
+    /// first write begins a new history; until then the position is the file's. Cost: all cores, about a
+    /// second for a gigabyte.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Corrupt`] with file and offset.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().load(path)
+    }
+
+    pub(crate) fn load_with(builder: Builder, path: &Path) -> Result<Self> {
+        let file = SnapshotFile::open_on(&*builder.disk, path)?;
+        let bulk = Bulk::new(builder.config.clone());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let loaded = load_file(file.reader(), &bulk, threads)?;
+        let (leaves, content) = Self::unpack(loaded);
+        Self::filled(bulk, leaves, content, builder)
+    }
+
+    pub(crate) fn load_from_with(builder: Builder, input: impl io::Read) -> Result<Self> {
+        let bulk = Bulk::new(builder.config.clone());
+        let (leaves, content) = Self::unpack(load_stream(input, &bulk)?);
+        Self::filled(bulk, leaves, content, builder)
+    }
+
+    /// The leaves apart from what borrows nothing of where they were built.
+    fn unpack(loaded: Loaded<BuiltLeaf>) -> (Vec<BuiltLeaf>, LoadedContent) {
+        let Loaded { leaves, footer, lineage, keyspaces } = loaded;
+        (leaves, LoadedContent { footer, lineage, keyspaces })
+    }
+
+    fn filled(
+        bulk: Bulk,
+        leaves: Vec<BuiltLeaf>,
+        content: LoadedContent,
+        builder: Builder,
+    ) -> Result<Self> {
+        let LoadedContent { footer, lineage, mut keyspaces } = content;
+        let of = |sums: KeyspaceSums| Totals {
+            records: sums.entries,
+            bytes: sums.raw_bytes,
+            fingerprint: sums.fingerprint,
+        };
+        let mut totals = vec![keyspaces.remove(&CATALOGUE_ID).map_or(Totals::default(), of)];
+        let mut catalogue = Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() };
+        for (id, sums) in keyspaces {
+            #[expect(clippy::cast_possible_truncation, reason = "no more keyspaces than ids")]
+            catalogue.slots.insert(id, KeyspaceSlot(totals.len() as u32));
+            totals.push(of(sums));
+        }
+        let tree = Arc::new(bulk.finish(leaves, footer.position, footer.time_ms, totals));
+        let mut named = Vec::new();
+        Scan::of_present(&tree, keys::all(CATALOGUE_ID))?.each(|key, entry| {
+            // Both were proven by the loader: a name, and four bytes of id.
+            let id = entry.value.bytes().first_chunk().map(|id| u32::from_le_bytes(*id));
+            let name = String::from_utf8_lossy(&key[PREFIX_LEN..]).into_owned();
+            named.extend(id.map(|id| (name, id)));
+            ControlFlow::Continue(())
+        })?;
+        for (name, id) in named {
+            let slot = *catalogue.slots.entry(id).or_insert_with(|| tree.commit.add_keyspace());
+            catalogue.names.insert(name, (id, slot));
+            catalogue.next_id = catalogue.next_id.max(id.saturating_add(1));
+        }
+        Self::over(tree, catalogue, lineage, builder)
+    }
+
+    /// Saves the present to a file, in the background: takes a still, as [`snapshot`](Database::snapshot),
+    /// writes it to a temporary file beside `path`, syncs, and renames it over `path`.
+    ///
+    /// ```
+    /// # let db = stillframe::Database::in_memory();
+    /// # let path = std::env::temp_dir().join(format!("stillframe-doc-{}", std::process::id()));
+    /// let save = db.save(&path, stillframe::SaveOptions::default())?;
+    /// let report = save.wait()?;
+    /// assert_eq!(report.position, db.position());
+    /// # std::fs::remove_file(path).unwrap();
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    ///
+    /// Writers go on; what they change first is kept until the save has ended. A crash leaves the old file
+    /// or the new one under `path`, whole, and perhaps a temporary file beside it.
+    ///
+    /// # Errors
+    /// [`Error::SaveInProgress`], [`Error::Io`], [`Error::Closed`], [`Error::Poisoned`]; those of the writing come
+    /// from [`SaveHandle::wait`].
+    pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
+        Snapshot::take(&self.engine, Holder::Save)?.save(path, options)
     }
 
     /// The keyspace of this name, created if there is none.
@@ -286,7 +402,7 @@ impl Engine {
     }
 
     fn stills(&self) -> Vec<StillInfo> {
-        let info = |cut: &Arc<crate::commit::Cut>| StillInfo {
+        let info = |cut: &Arc<Cut>| StillInfo {
             holder: cut.holder,
             position: cut.position,
             age: cut.taken.elapsed(),
@@ -311,6 +427,18 @@ impl Engine {
             let stills = self.stills();
             (budget.tell)(&StillReport { retained_bytes, budget: budget.bytes, stills });
         }
+    }
+
+    /// The histories of the line that `cut` is on, up to it.
+    pub(crate) fn lineage(&self, cut: &Cut) -> Vec<Span> {
+        let mut lineage = self.loaded.clone();
+        let Position { history, seq } = cut.position;
+        if seq > cut.history_start {
+            // No promotion yet: one term, and every run its own writer.
+            let (start, writer) = (Seq(cut.history_start.0 + 1), self.node);
+            lineage.push(Span { history, term: 0, writer, start, end: seq });
+        }
+        lineage
     }
 
     /// A still for one range.

@@ -1,6 +1,8 @@
 //! Every knob, with unit, default and price.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,6 +107,22 @@ impl Builder {
     /// None today; opening may come to fail.
     pub fn in_memory(self) -> Result<Database> {
         Database::empty(self)
+    }
+
+    /// A database in memory, filled from a saved file. See [`Database::load`].
+    ///
+    /// # Errors
+    /// Those of [`Database::load`].
+    pub fn load(self, path: impl AsRef<Path>) -> Result<Database> {
+        Database::load_with(self, path.as_ref())
+    }
+
+    /// A database in memory, filled from the bytes of a saved file as they come, up to the end of `input`.
+    ///
+    /// # Errors
+    /// Those of [`Database::load`]; the file is called `<stream>`.
+    pub fn load_from(self, input: impl io::Read) -> Result<Database> {
+        Database::load_from_with(self, input)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Snapshot: a still as users hold it, and its keyspaces.
 
 use std::fmt;
+use std::io;
 use std::ops::{ControlFlow, RangeBounds};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::commit::{Holder, KeyspaceSlot};
@@ -11,6 +13,8 @@ use crate::keyspace::with_scratch;
 use crate::position::{Position, Seq};
 use crate::range::{Keys, Range};
 use crate::slice::Slice;
+use crate::storage::save::{SaveHandle, SaveOptions, SaveReport, save_to_stream};
+use crate::storage::source;
 use crate::tree::{Bounds, Scan, Still};
 use crate::{Error, Result};
 
@@ -97,6 +101,30 @@ impl Snapshot {
             .ok_or(Error::NoKeyspace)?;
         let slot = self.engine.slot_of(id).ok_or(Error::NoKeyspace)?;
         Ok(SnapshotKeyspace { snapshot: self.clone(), id, slot })
+    }
+}
+
+impl Snapshot {
+    /// Saves it to a file, in the background: as [`Database::save`](crate::Database::save), but what was then.
+    ///
+    /// # Errors
+    /// [`Error::SaveInProgress`], [`Error::Io`]; those of the writing come from
+    /// [`SaveHandle::wait`](crate::SaveHandle::wait).
+    pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
+        let cut = source::Cut::of(&self.still, self.engine.lineage(self.still.cut()));
+        let disk = Arc::clone(&self.engine.disk);
+        SaveHandle::start(disk, path.as_ref(), Arc::clone(&self.still), cut, &options)
+    }
+
+    /// Writes it to `out`, front to back, in the bytes that [`save`](Snapshot::save) would put in a file.
+    ///
+    /// Returns when all was handed over and flushed; what `out` does with it is its own affair.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of `<stream>`, [`Error::SelfCheck`], [`Error::Poisoned`].
+    pub fn write_to(&self, out: impl io::Write, options: &SaveOptions) -> Result<SaveReport> {
+        let cut = source::Cut::of(&self.still, self.engine.lineage(self.still.cut()));
+        save_to_stream(&self.still, &cut, options, out)
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) struct Cut {
     /// The tick of the last batch that the cut holds.
     pub(crate) tick: u64,
     pub(crate) position: Position,
+    /// Where the position's history begins on its line.
+    pub(crate) history_start: Seq,
     /// Unix milliseconds; expiry is judged by it.
     pub(crate) time_ms: u64,
     pub(crate) totals: Totals,
@@ -135,6 +137,8 @@ pub(crate) struct Commit {
 #[derive(Debug)]
 struct State {
     position: Position,
+    /// The Seq before the first one of the position's history.
+    history_start: Seq,
     tick: u64,
     totals: Totals,
     keyspaces: Vec<Keyspace>,
@@ -219,6 +223,7 @@ impl Commit {
         Self {
             state: Mutex::new(State {
                 position,
+                history_start: position.seq,
                 tick: 0,
                 totals: all,
                 keyspaces: totals.into_iter().map(keyspace).collect(),
@@ -250,6 +255,7 @@ impl Commit {
         let mut state = self.state.lock();
         if !self.has_history.swap(true, Ordering::Relaxed) {
             state.position.history = history;
+            state.history_start = state.position.seq;
         }
     }
 
@@ -312,6 +318,7 @@ impl Commit {
             id: state.cuts_taken,
             tick: state.tick,
             position: state.position,
+            history_start: state.history_start,
             time_ms,
             totals: state.totals,
             taken,
@@ -430,5 +437,6 @@ impl Commit {
         let mut state = self.state.lock();
         assert!(seq <= state.position.seq, "a rewind goes back");
         state.position = Position { history, seq };
+        state.history_start = seq;
     }
 }

@@ -3,6 +3,8 @@
 //! The tree's still and the tree's builder stand behind these traits, so that this side never depends on
 //! how memory holds a leaf, and can be tested without it. Keys are internal keys throughout.
 
+use std::sync::Arc;
+
 use crate::error::Result;
 use crate::format::snapshot::Span;
 use crate::position::{Position, Seq};
@@ -105,7 +107,7 @@ impl Cut {
     }
 }
 
-impl LeafSource for Still {
+impl LeafSource for Arc<Still> {
     type Copy = tree::LeafCopy;
 
     fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<()> {

@@ -34,10 +34,11 @@ use crate::sync::{HeldLatch, RwLockReadGuard, RwLockWriteGuard, pin};
 use crate::{Error, Result};
 
 pub(crate) use batch::{BatchOp, Changes, RangeDelete};
+pub(crate) use bulk::{BuiltLeaf, Bulk};
 pub(crate) use ends::End;
 pub(crate) use page::{Entry, Value};
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
-pub(crate) use write::{Condition, PointWrite, Put, Written, new_value};
+pub(crate) use write::{Condition, PointWrite, Written, new_value};
 
 use arena::Arena;
 use directory::{Directory, LeafId};

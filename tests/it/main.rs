@@ -1,4 +1,5 @@
 //! The integration tests, one binary.
 
 mod model;
+mod saves;
 mod tidy;
