@@ -97,7 +97,6 @@ impl Import {
             bail!("{} exists; --force replaces it", self.output.display());
         }
         let format = self.format()?;
-        interrupt::install()?;
         let database = match &self.base {
             Some(base) => load(base)?,
             None => Database::in_memory(),
@@ -108,6 +107,7 @@ impl Import {
             Format::Jsonl => self.import_json(&keyspace),
             Format::Tsv => self.import_tabbed(&keyspace),
         }?;
+        interrupt::install()?; // up to here there is nothing to clean up
         let saved = save::wait(database.save(&self.output, self.save_options())?)?;
         let report = Report {
             output: self.output.to_string_lossy().into_owned(),
@@ -163,7 +163,6 @@ impl Import {
         let bar = ui::byte_bar(files.iter().map(|file| file.bytes).sum(), "importing");
         let mut content = Vec::new();
         for file in &files {
-            interrupt::check()?;
             tree::read(&file.path, &mut content)?;
             let inserted = keyspace.insert(&file.key, &content);
             inserted.with_context(|| format!("importing {}", file.path.display()))?;
@@ -220,7 +219,6 @@ fn each_line(
     let name = if is_stdin(source) { "standard input".into() } else { source.to_string_lossy() };
     let (mut line, mut number, mut offset, mut taken) = (Vec::new(), 0u64, 0u64, 0u64);
     loop {
-        interrupt::check()?;
         line.clear();
         let read = reader.read_until(b'\n', &mut line);
         let read = read.with_context(|| format!("reading {name} at byte {offset}"))?;

@@ -83,7 +83,7 @@ impl Inspect {
             file: self.file.to_string_lossy().into_owned(),
             version: info.version,
             file_id: hex(&info.file_id),
-            history: hex(&info.position.history.0),
+            history: info.position.history.to_string(),
             seq: info.position.seq.0,
             time_ms: info.time_ms,
             records: info.entries,

@@ -8,7 +8,7 @@ use stillframe::Keyspace;
 
 use super::memory;
 use super::random::{mix, pick, scale, shuffled};
-use crate::{interrupt, ui};
+use crate::ui;
 
 /// Bytes of a key.
 pub(crate) const KEY_LEN: usize = 16;
@@ -75,7 +75,6 @@ impl Made {
         let before = memory::resident_bytes();
         for turn in 0..self.count {
             if turn % 4096 == 0 {
-                interrupt::check()?;
                 bar.set_position(turn);
             }
             let number = shuffled(turn, self.count);

@@ -102,7 +102,6 @@ struct Reopened {
 
 impl Demo {
     pub(crate) fn run(self, json: bool) -> anyhow::Result<Answer> {
-        interrupt::install()?;
         let records = match self.keys {
             Some(count) => Records::Made(Made::new(count)),
             None => Records::Sources(Sources::find(self.path.as_deref())?),
@@ -153,6 +152,7 @@ fn measure(records: Records, dir: Option<PathBuf>) -> anyhow::Result<Report> {
     let keyspace = database.keyspace(KEYSPACE)?;
     let loaded = records.load(&database, &keyspace)?;
     ensure!(loaded.records > 0, "no file to import below {source}");
+    interrupt::install()?; // up to here there is nothing to clean up
     let directory = place::directory(dir, loaded.raw_bytes)?;
     let workload = records.workload(&keyspace)?;
 
@@ -169,15 +169,17 @@ fn measure(records: Records, dir: Option<PathBuf>) -> anyhow::Result<Report> {
 fn watch(database: &Database, writer: &Writer<'_>, path: &Path) -> anyhow::Result<Watched> {
     let running = ui::spinner("writing");
     sleep(WARM_UP)?;
+    // Memory is sampled here as well, so that what sampling costs the writer is in both phases.
+    let sampler = sample(database);
     writer.enter(Phase::Idle);
     sleep(IDLE)?;
     writer.enter(Phase::Unrecorded);
+    sampler.stop();
     let cuts = time_cuts(database)?;
     settle(database)?;
     running.finish_and_clear();
 
-    let accounts = database.clone();
-    let sampler = PeakSampler::start(move || accounts.stats().retained_bytes);
+    let sampler = sample(database);
     writer.enter(Phase::Saving);
     let still = database.snapshot()?;
     let saved = save::wait(still.save(path, SaveOptions::default())?)?;
@@ -190,6 +192,12 @@ fn watch(database: &Database, writer: &Writer<'_>, path: &Path) -> anyhow::Resul
         extra_memory_bytes: peak.growth_bytes,
         extra_account_bytes: peak.account_bytes,
     })
+}
+
+/// Samples the resident set, and beside it what the library says that it keeps for stills.
+fn sample(database: &Database) -> PeakSampler {
+    let database = database.clone();
+    PeakSampler::start(move || database.stats().retained_bytes)
 }
 
 /// Sleeps in slices, so that Ctrl-C is heard.

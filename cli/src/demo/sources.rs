@@ -10,7 +10,7 @@ use super::memory;
 use super::random;
 use crate::snapshot::ALL;
 use crate::tree::{self, Found};
-use crate::{interrupt, ui};
+use crate::ui;
 
 /// Where the default path stops.
 const DEFAULT_LIMIT: u64 = 1 << 30;
@@ -53,7 +53,6 @@ impl Sources {
         let (mut records, mut raw_bytes) = (0, 0);
         let before = memory::resident_bytes();
         for file in &self.files {
-            interrupt::check()?;
             if let Err(error) = tree::read(&file.path, &mut content) {
                 bar.suspend(|| eprintln!("passed over: {error:#}"));
                 continue;
@@ -78,7 +77,6 @@ fn list(root: &Path, limit: u64) -> anyhow::Result<Vec<Found>> {
     let is_source = |name: &std::ffi::OsStr| name != ".git" && name != "target";
     let whole = limit == u64::MAX;
     for found in tree::files(root, |entry| whole || is_source(entry.file_name())) {
-        interrupt::check()?;
         let Ok(found) = found else { continue };
         if found.bytes > MAX_VALUE_LEN as u64 {
             continue;
