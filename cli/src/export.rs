@@ -30,7 +30,8 @@ pub(crate) struct Export {
     /// What to write [default: by the output's extension, else a tree]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Write tabs, line ends, backslashes and whatever is not UTF-8 in tab-separated lines as \t, \n, \r, \\, \xNN
+    /// Write tabs, line ends, backslashes and whatever is not UTF-8 in tab-separated lines as \t, \n,
+    /// \r, \\, \xNN
     #[arg(long)]
     escape: bool,
     /// The keyspace to export [default: the only one]

@@ -53,7 +53,8 @@ pub(crate) struct Demo {
     /// cargo has downloaded, or this repository]
     path: Option<PathBuf>,
     /// Make this many records instead: 16-byte keys, JSON values of about 110 bytes, in random order
-    #[arg(long, value_name = "COUNT", conflicts_with = "path", value_parser = clap::value_parser!(u64).range(1..=made::MAX_COUNT))]
+    #[arg(long, value_name = "COUNT", conflicts_with = "path")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=made::MAX_COUNT))]
     keys: Option<u64>,
     /// Put the temporary directory here [default: where there is room on a real disk]
     #[arg(long, value_name = "DIRECTORY")]
