@@ -71,8 +71,8 @@ fn transfer_until(database: &Database, accounts: &Keyspace, stop: &AtomicBool) -
             continue;
         }
         let mut batch = database.batch();
-        batch.insert(accounts, from.to_be_bytes(), (balance_of(from)? - 1).to_le_bytes())?;
-        batch.insert(accounts, to.to_be_bytes(), (balance_of(to)? + 1).to_le_bytes())?;
+        batch.insert(accounts, from.to_be_bytes(), (balance_of(from)? - 1).to_le_bytes());
+        batch.insert(accounts, to.to_be_bytes(), (balance_of(to)? + 1).to_le_bytes());
         batch.commit()?;
         transfers += 1;
     }

@@ -24,8 +24,8 @@ fn main() -> Result<()> {
     // A batch takes effect at once, everywhere or nowhere.
     let moves = database.keyspace("moves")?;
     let mut batch = database.batch();
-    batch.insert(&users, "hedy", "Hollywood")?;
-    batch.insert(&moves, "hedy", "Vienna to Hollywood")?;
+    batch.insert(&users, "hedy", "Hollywood");
+    batch.insert(&moves, "hedy", "Vienna to Hollywood");
     batch.commit()?;
 
     // A still is the whole database at one moment, and stays what it is.
