@@ -107,6 +107,7 @@ impl Import {
             Format::Jsonl => self.import_json(&keyspace),
             Format::Tsv => self.import_tabbed(&keyspace),
         }?;
+        let stats = database.stats();
         interrupt::install()?; // up to here there is nothing to clean up
         let saved = save::wait(database.save(&self.output, self.save_options())?)?;
         let report = Report {
@@ -114,8 +115,8 @@ impl Import {
             keyspace: self.keyspace,
             read,
             keyspace_records: keyspace.len()?,
-            records: saved.entries,
-            raw_bytes: saved.raw_bytes,
+            records: stats.records,
+            raw_bytes: stats.raw_bytes,
             file_bytes: saved.file_bytes,
             fingerprint: format!("{:016x}", saved.fingerprint),
             save_ms: saved.elapsed.as_secs_f64() * 1e3,

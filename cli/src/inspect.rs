@@ -78,6 +78,7 @@ impl Inspect {
             let records = file.keyspace(&name)?.len()?;
             Ok(KeyspaceContents { name, records })
         });
+        let keyspaces = keyspaces.collect::<anyhow::Result<Vec<_>>>()?;
         let info = file.info();
         Ok(Contents {
             file: self.file.to_string_lossy().into_owned(),
@@ -86,16 +87,17 @@ impl Inspect {
             history: info.position.history.to_string(),
             seq: info.position.seq.0,
             time_ms: info.time_ms,
-            records: info.entries,
+            records: keyspaces.iter().map(|keyspace| keyspace.records).sum(),
             raw_bytes: info.raw_bytes,
             file_bytes: info.file_bytes,
             blocks: info.blocks,
             compression: match info.compression {
                 Compression::Lz4 => "lz4",
                 Compression::Raw => "raw",
+                _ => "other",
             },
             fingerprint: format!("{:016x}", info.fingerprint),
-            keyspaces: keyspaces.collect::<anyhow::Result<_>>()?,
+            keyspaces,
         })
     }
 }
@@ -142,16 +144,15 @@ impl Verify {
         let began = Instant::now();
         let file = SnapshotFile::open(&self.file)?;
         let verifying = ui::spinner("verifying");
-        file.verify()?;
+        let report = file.verify()?;
         verifying.finish_and_clear();
-        let info = file.info();
         let verified = Verified {
             file: self.file.to_string_lossy().into_owned(),
-            records: info.entries,
-            raw_bytes: info.raw_bytes,
-            file_bytes: info.file_bytes,
-            blocks: info.blocks,
-            fingerprint: format!("{:016x}", info.fingerprint),
+            records: report.entries - report.keyspaces, // the catalogue has an entry for each
+            raw_bytes: report.raw_bytes,
+            file_bytes: report.file_bytes,
+            blocks: report.blocks,
+            fingerprint: format!("{:016x}", report.fingerprint),
             seconds: began.elapsed().as_secs_f64(),
         };
         if json {
