@@ -186,6 +186,11 @@ impl SaveHandle {
         self.progress.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// Whether [`SaveHandle::wait`] would return at once.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits until the file is durable under its name, or the save has failed.
     ///
     /// # Errors

@@ -1,0 +1,419 @@
+//! The command as scripts see it: run on temporary directories, judged by output and exit code.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A directory to work in, and the command run there.
+struct Shell(TempDir);
+
+impl Shell {
+    fn new() -> Self {
+        Shell(TempDir::new().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillframe"));
+        command.current_dir(self.path()).args(line.split_ascii_whitespace());
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Standard output of a run that must end with `code`.
+    fn expect(&self, code: i32, line: &str) -> String {
+        let output = self.run(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Standard error of a run that must end with `code`.
+    fn fail(&self, code: i32, line: &str) -> String {
+        let output = self.run(line);
+        assert_eq!(output.status.code(), Some(code), "{line}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{line}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.expect(0, line)).unwrap()
+    }
+
+    /// Names in the directory, sorted.
+    fn names(&self) -> Vec<String> {
+        let names = self.path().read_dir().unwrap();
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Every file below `root`: relative path and content, sorted.
+fn tree(root: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in directory.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                let relative = path.strip_prefix(root).unwrap();
+                let name = relative.as_os_str().as_encoded_bytes().to_vec();
+                files.push((name, fs::read(path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_directory_tree_survives_the_round_trip() {
+    let shell = Shell::new();
+    shell.write("tree/readme", "hello\n");
+    shell.write("tree/.hidden/empty", "");
+    shell.write("tree/a/b/c/deep", vec![0xff; 300_000]);
+    shell.write("tree/a/all", (0..=255).collect::<Vec<u8>>());
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"tree/not\xffutf8");
+        fs::write(shell.path().join(name), "bytes").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", shell.path().join("tree/link")).unwrap();
+    }
+    let original = tree(&shell.path().join("tree"));
+    #[cfg(target_os = "linux")]
+    let original: Vec<_> = original.into_iter().filter(|(name, _)| name != b"link").collect();
+
+    let report = shell.json("import tree a.still --json");
+    assert_eq!(report["records"], original.len());
+    let verified = shell.json("verify a.still --json");
+    assert_eq!(verified["records"], report["records"]);
+    assert_eq!(verified["fingerprint"], report["fingerprint"]);
+    assert_eq!(shell.expect(0, "get a.still readme"), "hello\n");
+    let all = shell.run("get a.still a/all");
+    assert_eq!(all.stdout, (0..=255).collect::<Vec<u8>>());
+
+    shell.expect(0, "export a.still out");
+    assert_eq!(tree(&shell.path().join("out")), original);
+    shell.expect(0, "import out b.still --compression raw --threads 1");
+    shell.expect(0, "diff a.still b.still");
+}
+
+#[test]
+fn json_lines_keep_whole_lines_under_a_field() {
+    let shell = Shell::new();
+    let lines = "{\"id\":\"b\",\"n\":1}\n{\"id\":7}\n\n{\"n\":[2], \"id\":\"ä\"}\n{\"id\":\"b\"}\n";
+    shell.write("in.jsonl", lines);
+    let report = shell.json("import in.jsonl a.still --key id --json");
+    assert_eq!((&report["read"], &report["records"]), (&4.into(), &3.into()));
+    assert_eq!(shell.expect(0, "get a.still b"), "{\"id\":\"b\"}");
+    shell.expect(0, "export a.still out.jsonl");
+    let out = fs::read_to_string(shell.path().join("out.jsonl")).unwrap();
+    assert_eq!(out, "{\"id\":7}\n{\"id\":\"b\"}\n{\"n\":[2], \"id\":\"ä\"}\n");
+}
+
+#[test]
+fn tab_separated_lines_are_taken_as_they_are_or_with_escapes() {
+    let shell = Shell::new();
+    shell.write("in.tsv", "a\\t\tx\ty\r\nb\t\nc\t\\x00\\n");
+    shell.expect(0, "import in.tsv plain.still");
+    assert_eq!(shell.expect(0, "scan plain.still"), "a\\\\t\tx\\ty\nb\t\nc\t\\\\x00\\\\n\n");
+    assert_eq!(
+        shell.expect(0, "export plain.still - --format tsv"),
+        "a\\t\tx\ty\nb\t\nc\t\\x00\\n\n"
+    );
+
+    shell.expect(0, "import in.tsv escaped.still --escape");
+    assert_eq!(shell.run("get escaped.still c").stdout, b"\0\n");
+    assert_eq!(shell.expect(0, "get escaped.still a\\t --escape"), "x\\ty\n");
+    assert_eq!(shell.expect(0, "get escaped.still 63 --hex"), "000a\n");
+    assert!(shell.fail(2, "export escaped.still out.tsv").contains("--escape"));
+    assert!(!shell.path().join("out.tsv").exists());
+    shell.expect(0, "export escaped.still out.tsv --escape");
+    shell.expect(0, "import out.tsv again.still --escape");
+    shell.expect(0, "diff escaped.still again.still");
+}
+
+#[test]
+fn a_bad_line_is_named_and_nothing_is_left_behind() {
+    let shell = Shell::new();
+    shell.write("bad.tsv", "a\t1\nno tab\n");
+    shell.write("bad.jsonl", "{\"id\":1}\n{\"id\":2.5}\n");
+    assert!(shell.fail(2, "import bad.tsv out.still").contains("bad.tsv line 2 at byte 4"));
+    let message = shell.fail(2, "import bad.jsonl out.still --key id");
+    assert!(message.contains("bad.jsonl line 2 at byte 9"), "{message}");
+    assert!(shell.fail(2, "import bad.jsonl out.still").contains("--key"));
+    shell.fail(2, "import nothing out.still --format tree");
+    assert_eq!(shell.names(), ["bad.jsonl", "bad.tsv"]);
+}
+
+#[test]
+fn what_exists_is_replaced_only_by_force() {
+    let shell = Shell::new();
+    shell.write("in.tsv", "a\t1\n");
+    shell.write("out.still", "precious");
+    shell.write("out.tsv", "precious");
+    shell.write("out/file", "precious");
+    assert!(shell.fail(2, "import in.tsv out.still").contains("--force"));
+    shell.expect(0, "import in.tsv out.still --force");
+    assert!(shell.fail(2, "export out.still out.tsv").contains("--force"));
+    shell.expect(0, "export out.still out.tsv --force");
+    assert_eq!(fs::read_to_string(shell.path().join("out.tsv")).unwrap(), "a\t1\n");
+    assert!(shell.fail(2, "export out.still out").contains("not empty"));
+    assert_eq!(shell.names(), ["in.tsv", "out", "out.still", "out.tsv"]);
+}
+
+#[test]
+fn a_key_cannot_lead_out_of_the_directory() {
+    let shell = Shell::new();
+    for key in ["../evil", "/tmp/evil", "a/../../evil", "a//b", ".", ""] {
+        shell.write("in.tsv", format!("a/ok\t1\n{key}\t2\n"));
+        shell.expect(0, "import in.tsv in.still --force");
+        let message = shell.fail(2, "export in.still sub/tree --format tree");
+        assert!(!message.is_empty());
+        fs::create_dir_all(shell.path().join("sub")).unwrap();
+        let message = shell.fail(2, "export in.still sub/tree --format tree");
+        assert!(message.contains("not a safe relative path"), "{key:?}: {message}");
+        assert_eq!(shell.path().join("sub").read_dir().unwrap().count(), 0, "{key:?}");
+        fs::remove_dir(shell.path().join("sub")).unwrap();
+        assert_eq!(shell.names(), ["in.still", "in.tsv"], "{key:?}");
+    }
+    // A name can't be both file and directory.
+    shell.write("in.tsv", "a\t1\na/b\t2\n");
+    shell.expect(0, "import in.tsv in.still --force");
+    assert!(shell.fail(2, "export in.still tree").contains("\"a/b\""));
+    assert_eq!(shell.names(), ["in.still", "in.tsv"]);
+}
+
+#[test]
+fn scans_select_and_order() {
+    let shell = Shell::new();
+    shell.write("in.tsv", "a1\tA\na2\tB\nb1\tC\nb2\t\\xff\n");
+    shell.expect(0, "import in.tsv a.still --escape");
+    let keys = |options: &str| {
+        let keys = shell.expect(0, &format!("scan a.still --keys-only {options}"));
+        keys.lines().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(keys(""), "a1 a2 b1 b2");
+    assert_eq!(keys("--reverse"), "b2 b1 a2 a1");
+    assert_eq!(keys("--prefix b"), "b1 b2");
+    assert_eq!(keys("--prefix b --reverse --limit 1"), "b2");
+    assert_eq!(keys("--from a2 --to b2"), "a2 b1");
+    assert_eq!(keys("--to a2 --reverse"), "a1");
+    assert_eq!(keys("--from b --to a"), "");
+    assert_eq!(keys("--limit 0"), "");
+    assert_eq!(keys("--hex --from 6232"), "6232");
+    assert_eq!(shell.expect(0, "scan a.still --from b2"), "b2\t\\xff\n");
+    let line = shell.json("scan a.still --from b2 --json");
+    assert_eq!(line, serde_json::json!({ "key": "b2", "value_hex": "ff" }));
+    shell.fail(2, "scan a.still --prefix a --from b");
+}
+
+#[test]
+fn keyspaces_are_kept_apart() {
+    let shell = Shell::new();
+    shell.write("in.tsv", "a\t1\n");
+    shell.expect(0, "import in.tsv one.still --keyspace x");
+    shell.expect(0, "import in.tsv two.still --keyspace y --base one.still");
+    let contents = shell.json("inspect two.still --json");
+    let keyspaces = serde_json::json!([
+        { "name": "x", "records": 1 },
+        { "name": "y", "records": 1 },
+    ]);
+    assert_eq!(contents["keyspaces"], keyspaces);
+    assert!(shell.expect(0, "inspect two.still").contains("y: 1 record"));
+    let message = shell.fail(2, "get two.still a");
+    assert!(message.contains("x, y") && message.contains("--keyspace"), "{message}");
+    assert_eq!(shell.expect(0, "get two.still a --keyspace y"), "1");
+    assert!(shell.fail(2, "get two.still a --keyspace z").contains("no keyspace \"z\""));
+}
+
+#[test]
+fn a_key_that_is_not_there_is_exit_code_one() {
+    let shell = Shell::new();
+    shell.write("in.tsv", "a\t\n");
+    shell.expect(0, "import in.tsv a.still");
+    assert_eq!(shell.expect(0, "get a.still a"), "");
+    assert_eq!(shell.expect(1, "get a.still b"), "");
+    let answer: Value = serde_json::from_str(&shell.expect(1, "get a.still b --json")).unwrap();
+    assert_eq!(answer, serde_json::json!({ "key": "b", "found": false }));
+}
+
+#[test]
+fn diff_ends_like_diff() {
+    let shell = Shell::new();
+    shell.write("a.tsv", "gone\t1\nchanged\t1\nsame\t1\n");
+    shell.write("b.tsv", "changed\t2\nnew\t1\nsame\t1\n");
+    shell.expect(0, "import a.tsv a.still");
+    shell.expect(0, "import b.tsv b.still");
+    shell.expect(0, "import b.tsv c.still --keyspace other --base b.still");
+    assert_eq!(
+        shell.expect(1, "diff a.still b.still"),
+        "~ default\tchanged\n- default\tgone\n+ default\tnew\n\
+         default: 1 added, 1 removed, 1 changed, 1 the same\n"
+    );
+    assert_eq!(
+        shell.expect(1, "diff b.still a.still --brief"),
+        "default: 1 added, 1 removed, 1 changed, 1 the same\n"
+    );
+    let equal: Value =
+        serde_json::from_str(&shell.expect(0, "diff a.still a.still --json")).unwrap();
+    assert_eq!(equal["equal"], true);
+    let lines = shell.expect(1, "diff b.still c.still --json");
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    let added = serde_json::json!({ "change": "added", "keyspace": "other", "key": "changed" });
+    assert_eq!(lines[0], added);
+    assert_eq!(lines[3]["keyspaces"][1]["in_a"], false);
+    shell.fail(2, "diff a.still missing.still");
+    shell.write("d.still", "not a snapshot file, but long enough to look at");
+    shell.fail(3, "diff a.still d.still");
+}
+
+#[test]
+fn damage_names_file_and_offset() {
+    let shell = Shell::new();
+    let records: String = (0..5_000).map(|n| format!("key{n:06}\tvalue {n}\n")).collect();
+    shell.write("in.tsv", records);
+    shell.expect(0, "import in.tsv a.still");
+    let whole = fs::read(shell.path().join("a.still")).unwrap();
+
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 3] ^= 1;
+    shell.write("flipped.still", &flipped);
+    shell.write("short.still", &whole[..whole.len() - 10]);
+    shell.write("long.still", [&whole[..], b"more"].concat());
+    shell.write("alien.still", "#!/bin/sh\n".repeat(100));
+    for name in ["flipped.still", "short.still", "long.still", "alien.still"] {
+        let message = shell.fail(3, &format!("verify {name}"));
+        assert!(message.contains(&format!("{name} at byte ")), "{message}");
+        let error: Value =
+            serde_json::from_str(&shell.fail(3, &format!("verify {name} --json"))).unwrap();
+        assert_eq!(error["file"], name);
+        assert!(error["offset"].as_u64().unwrap() <= whole.len() as u64 + 4);
+    }
+    shell.expect(3, "export flipped.still - --format tsv");
+    assert!(shell.fail(2, "verify missing.still").contains("missing.still"));
+    shell.fail(2, "verify ."); // a directory is not damage
+}
+
+#[test]
+fn wrong_usage_is_exit_code_two() {
+    let shell = Shell::new();
+    for line in ["", "frobnicate", "get a.still", "demo --keys 0", "demo . --keys 5"] {
+        assert_eq!(shell.run(line).status.code(), Some(2), "{line}");
+    }
+    assert!(shell.expect(0, "scan --help").contains("Exit codes"));
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let shell = Shell::new();
+    let records: String = (0..50_000).map(|n| format!("key{n:06}\tvalue {n}\n")).collect();
+    shell.write("in.tsv", records);
+    shell.expect(0, "import in.tsv a.still");
+    let mut scan = shell.command("scan a.still");
+    let mut scan = scan.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::with_capacity(16, scan.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "key000000\tvalue 0\n");
+    let output = scan.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn standard_input_is_a_source() {
+    let shell = Shell::new();
+    let mut import = shell.command("import - a.still --format tsv");
+    let mut import = import.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    import.stdin.take().unwrap().write_all(b"a\t1\n").unwrap();
+    assert!(import.wait().unwrap().success());
+    assert_eq!(shell.expect(0, "get a.still a"), "1");
+}
+
+/// What `demo --json` promises to hold.
+fn check_demo(report: &Value) {
+    for field in [
+        "records",
+        "raw_bytes",
+        "memory_bytes_per_record",
+        "cut_us",
+        "cut_p99_us",
+        "extra_memory_bytes",
+        "save_mb_per_s",
+        "save_idle_mb_per_s",
+        "file_bytes",
+        "open_in_place_ms",
+        "load_mb_per_s",
+    ] {
+        assert!(report[field].is_number(), "{field} in {report}");
+    }
+    for phase in ["idle", "saving"] {
+        for field in ["ops_per_s", "p50_us", "p99_us", "p999_us", "max_us"] {
+            assert!(report[phase][field].as_f64().unwrap() > 0.0, "{phase}.{field} in {report}");
+        }
+    }
+    assert_eq!(report["fingerprints_equal"], true);
+}
+
+#[test]
+fn the_demo_proves_made_records_and_leaves_nothing() {
+    let shell = Shell::new();
+    let output = shell.run("demo --keys 20000 --json --dir .");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // from_slice fails at anything after the first object.
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check_demo(&report);
+    assert_eq!(report["records"], 20_000);
+    assert_eq!(shell.names(), [""; 0]);
+}
+
+#[test]
+fn the_demo_proves_files_and_leaves_them_alone() {
+    let shell = Shell::new();
+    for n in 0..300 {
+        shell.write(&format!("tree/{n}"), format!("file {n}\n").repeat(n * 7));
+    }
+    let before = tree(&shell.path().join("tree"));
+    check_demo(&shell.json("demo tree --json --dir ."));
+    assert_eq!(tree(&shell.path().join("tree")), before);
+    assert_eq!(shell.names(), ["tree"]);
+    assert!(shell.fail(2, "demo missing").contains("missing"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    let shell = Shell::new();
+    let mut demo = shell.command("demo --keys 1000 --dir .");
+    let mut demo = demo.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while shell.names().is_empty() {
+        assert!(demo.try_wait().unwrap().is_none(), "it ended before it made anything");
+        std::thread::yield_now();
+    }
+    let kill = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    assert_eq!(shell.names(), [""; 0]);
+}
