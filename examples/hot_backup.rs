@@ -60,7 +60,7 @@ fn main() -> Result<()> {
 fn transfer_until(database: &Database, accounts: &Keyspace, stop: &AtomicBool) -> Result<u64> {
     let mut transfers = 0;
     while !stop.load(Ordering::Relaxed) {
-        let random = (transfers + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let random = u64::wrapping_mul(transfers + 1, 0x9e37_79b9_7f4a_7c15);
         let from = (random >> 32) % ACCOUNTS;
         let to = (random & 0xffff_ffff) % ACCOUNTS;
         let balance_of = |number: u64| -> Result<u64> {

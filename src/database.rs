@@ -362,10 +362,6 @@ impl Database {
         self.engine.tree.commit.close();
         Ok(())
     }
-
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
-    }
 }
 
 /// Outside semver.

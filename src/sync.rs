@@ -10,10 +10,8 @@
 #[cfg(not(shuttle))]
 mod imp {
     pub(crate) use crossbeam_epoch::{Guard, pin};
-    pub(crate) use parking_lot::{
-        Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
-    };
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     /// Runs `job` once no guard pinned before now is left.
     pub(crate) fn defer(guard: &Guard, job: impl FnOnce() + Send + 'static) {
@@ -23,7 +21,7 @@ mod imp {
 
 #[cfg(shuttle)]
 mod imp {
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64};
     use std::any::Any;
     use std::cell::RefCell;
     use std::ops::{Deref, DerefMut};

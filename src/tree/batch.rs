@@ -69,6 +69,7 @@ impl Tree {
         let mut garbage = Garbage::default();
         let result = self.commit_batch(changes, &mut garbage);
         drop(garbage);
+        self.note_waste();
         result
     }
 

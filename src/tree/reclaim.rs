@@ -15,6 +15,7 @@ use crossbeam_channel::Sender;
 use crate::commit::{Cut, KeyRange};
 use crate::slice::Slice;
 use crate::sync::{Mutex, defer, pin};
+use crate::tree::directory::LeafId;
 use crate::tree::page::Page;
 use crate::tree::{LatchMode, Tree, WriteLatch};
 
@@ -93,6 +94,28 @@ impl Tree {
         let candidates = std::mem::take(&mut self.reclaim.queue.lock().candidates);
         for low in candidates {
             self.try_merge(&low);
+        }
+        if self.arena.is_wasteful() {
+            self.compact();
+        }
+    }
+
+    /// Moves pages out of memory that few of them use, one leaf at a time.
+    fn compact(&self) {
+        self.arena.begin_compaction();
+        for id in 0..self.slab.allocated() {
+            let mut latch = WriteLatch::latch(&self.slab, LeafId(id));
+            if let Some(page) = latch.page.take_if(|page| page.is_draining()) {
+                latch.page = Some(page.moved());
+            }
+        }
+        self.arena.end_compaction();
+    }
+
+    /// Wakes the reclaimer if pages waste too much memory.
+    pub(crate) fn note_waste(&self) {
+        if self.arena.is_wasteful() {
+            self.wake_reclaimer();
         }
     }
 

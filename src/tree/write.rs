@@ -335,6 +335,7 @@ impl Tree {
                 latch.page = Some(page.resized((used + slack(used)).min(AREA_MAX)));
             } else {
                 self.split(latch, key, at);
+                self.note_waste();
             }
         }
     }

@@ -52,7 +52,9 @@ type Content = Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>;
 fn of_still(snapshot: &stillframe::Snapshot) -> Content {
     let entries = |name: &String| {
         let space = snapshot.keyspace(name).unwrap();
-        space.range::<&[u8]>(..).map(|item| item.map(|(k, v)| (k.to_vec(), v.to_vec())).unwrap())
+        space
+            .range::<&[u8]>(..)
+            .map(|item| item.map(|(k, v)| (k.to_vec(), v.to_vec())).unwrap())
             .collect()
     };
     snapshot.keyspaces().unwrap().into_iter().map(|name| (name.clone(), entries(&name))).collect()
