@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -298,7 +299,7 @@ impl Database {
     /// keeps what it changes first.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Poisoned`].
+    /// [`Error::Poisoned`].
     pub fn snapshot(&self) -> Result<Snapshot> {
         Snapshot::take(&self.engine, Holder::Snapshot)
     }
@@ -352,7 +353,7 @@ impl Database {
         }
     }
 
-    /// Refuses writes and new stills from now on, on every handle. Reads go on, and so do stills taken before.
+    /// Refuses writes from now on, on every handle. Reads and stills go on.
     ///
     /// Calling it again does nothing.
     ///
@@ -456,9 +457,10 @@ impl Reclaimer {
                     recv(wake) -> woken => if woken.is_err() { return },
                     recv(stopped) -> _ => return,
                 }
-                match tree.upgrade() {
-                    Some(tree) => tree.reclaim(),
-                    None => return,
+                let Some(tree) = tree.upgrade() else { return };
+                // A panic here is our bug and may leave a leaf half moved: nothing may be read any more.
+                if catch_unwind(AssertUnwindSafe(|| tree.reclaim())).is_err() {
+                    return tree.commit.poison();
                 }
             }
         };

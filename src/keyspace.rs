@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::{ControlFlow, RangeBounds};
 use std::sync::Arc;
 
+use crate::Result;
 use crate::batch::delete_bounds;
 use crate::commit::{Holder, KeyspaceSlot};
 use crate::database::Engine;
@@ -14,7 +15,6 @@ use crate::range::{Keys, Range};
 use crate::slice::{LargeBytes, Slice};
 use crate::sync::assert_no_latch;
 use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Still, Written, new_value};
-use crate::{Error, Result};
 
 /// A named, ordered set of entries: a cheap handle that any thread may clone and use.
 ///
@@ -23,7 +23,7 @@ use crate::{Error, Result};
 /// anything locked, so they may use the database.
 ///
 /// # Errors
-/// Every method fails with [`Error::Poisoned`] if the database is, with [`Error::KeyTooLarge`] for a longer key;
+/// Every method fails with [`Error::Poisoned`](crate::Error::Poisoned) if the database is, with [`Error::KeyTooLarge`] for a longer key;
 /// every change also with [`Error::ValueTooLarge`], [`Error::MemoryLimit`], [`Error::Closed`], and with
 /// [`Error::NoKeyspace`] once the keyspace was dropped. Nothing is changed then.
 #[derive(Clone)]
@@ -309,13 +309,8 @@ impl Keyspace {
 
     /// A scan for an owner who may keep it: of a cut.
     fn owned_scan(&self, bounds: Bounds) -> Result<Scan> {
-        let still = Still::take(self.engine.tree(), Holder::Range);
-        match still {
-            Ok(still) => Ok(Scan::of_still(Arc::new(still), bounds)),
-            // No cut after a close, but reads go on.
-            Err(Error::Closed) => self.scan(bounds),
-            Err(error) => Err(error),
-        }
+        let still = Still::take(self.engine.tree(), Holder::Range)?;
+        Ok(Scan::of_still(Arc::new(still), bounds))
     }
 
     /// The entries in `range`, in order, of one moment, from both ends.

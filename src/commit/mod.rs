@@ -310,7 +310,7 @@ impl Commit {
     pub(crate) fn cut(&self, now_ms: u64, holder: Holder) -> Result<Arc<Cut>> {
         let taken = Instant::now();
         let mut state = self.state.lock();
-        self.refusal(&state)?;
+        self.check()?;
         let time_ms = now_ms.max(state.last_time_ms);
         state.last_time_ms = time_ms;
         state.cuts_taken += 1;
@@ -415,7 +415,7 @@ impl Commit {
         self.state.lock().position
     }
 
-    /// Refuses writes and cuts from now on.
+    /// Refuses writes from now on.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
     }

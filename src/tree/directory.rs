@@ -24,7 +24,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::slice::Account;
+use crate::slice::{Account, Slice};
 use crate::sync::{Guard, Mutex, pin};
 use crate::tree::page::{common_prefix, prefetch};
 
@@ -32,6 +32,9 @@ use crate::tree::page::{common_prefix, prefetch};
 const FANOUT: usize = if cfg!(any(test, shuttle)) { 8 } else { 64 };
 /// Children of a node that a bulk load fills.
 const BULK: usize = FANOUT - FANOUT / 8;
+
+/// Cache lines of a node up to the end of a bottom node's children.
+const PREFETCH_LINES: usize = (std::mem::offset_of!(Node, ends)).div_ceil(64);
 
 /// Names a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,12 +48,13 @@ pub(crate) struct Directory {
     account: Arc<Account>,
 }
 
+#[repr(C)]
 struct Node {
+    count: usize,
+    /// What all separators here share; they are stored without it. Nearly always short, and so in this line.
+    prefix: Slice,
     heads: [u64; FANOUT],
     children: Children,
-    count: usize,
-    /// What all separators here share; they are stored without it.
-    prefix: Box<[u8]>,
     /// Where the separators end in `separators`.
     ends: Box<[u32]>,
     separators: Box<[u8]>,
@@ -192,7 +196,7 @@ impl Node {
             };
             Children::Nodes(entries.into_iter().map(node).collect())
         };
-        let prefix = low[..prefix_len].into();
+        let prefix = Slice::new(&low[..prefix_len]);
         Node { heads, children, count, prefix, ends: ends.into(), separators: separators.into() }
     }
 
@@ -341,8 +345,9 @@ impl Directory {
                         low = Some((node, at));
                     }
                     node = nodes[at].load(guard);
-                    for line in 0..FANOUT / 8 {
-                        prefetch(node.heads.as_ptr().wrapping_add(line * 8).cast());
+                    // The heads and the numbers of leaves that follow them, all under way at once.
+                    for line in 0..PREFETCH_LINES {
+                        prefetch(std::ptr::from_ref(node).cast::<u8>().wrapping_add(line * 64));
                     }
                 }
             }

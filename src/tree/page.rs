@@ -783,7 +783,8 @@ impl Page {
         }
     }
 
-    fn clear_entries(&mut self) {
+    /// Empties the page and drops what its entries owned.
+    pub(crate) fn clear(&mut self) {
         if self.header().larges > 0 {
             for at in 0..self.len() {
                 let slot = self.slots()[at];
@@ -819,7 +820,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.clear_entries();
+        self.clear();
         let header = self.header();
         let (block, cap, retained) = (header.block, header.cap, header.retained);
         // SAFETY: invariant 2: this count is the page's, and given up here only.

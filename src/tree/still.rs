@@ -78,6 +78,7 @@ impl Still {
 
     /// Copies the content of the leaf that covers `from` into `out`, from that key on.
     pub(crate) fn copy_leaf(&self, from: &[u8], out: &mut LeafCopy) -> Result<()> {
+        out.clear();
         let leaf = self.tree.latch_read(from);
         self.tree.commit.check()?;
         self.copy(&leaf, from, out);
@@ -86,6 +87,7 @@ impl Still {
 
     /// Copies the content of the leaf that ends at `fence` or covers it (`None`: of the last leaf).
     fn copy_leaf_before(&self, fence: Option<&[u8]>, out: &mut LeafCopy) -> Result<()> {
+        out.clear();
         let leaf: ReadLatch<'_> = self.tree.latch_before(fence);
         self.tree.commit.check()?;
         self.copy(&leaf, &[], out);
@@ -105,6 +107,14 @@ impl Drop for Still {
 }
 
 impl LeafCopy {
+    /// Lets go of what it holds, with no latch held: it may be the last to hold a large value.
+    fn clear(&mut self) {
+        crate::sync::assert_no_latch("freeing large values");
+        if let Some(page) = &mut self.page {
+            page.clear();
+        }
+    }
+
     pub(crate) fn page(&self) -> &Page {
         self.page.as_ref().expect("our bug: an empty copy is read")
     }

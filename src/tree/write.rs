@@ -76,7 +76,7 @@ pub(crate) struct PointWrite<'a> {
 /// What became of a write.
 pub(crate) enum Written {
     /// Done; what the key visibly had, if asked for.
-    Done { old: Option<Slice>, position: Position },
+    Done { old: Option<Slice> },
     /// The condition does not hold, or there was nothing to remove: nothing changed. What the key visibly has.
     Unmet { current: Option<Slice> },
     /// A large value of the right length must be compared first, which no latch is held for.
@@ -124,6 +124,7 @@ impl Tree {
         let mut latch = self.latch_write(write.key);
         let (current, verdict) = {
             let page = latch.live();
+            page.prefetch();
             let entry = page.find(write.key).ok().map(|at| page.entry(at));
             let entry = entry.filter(|entry| self.is_visible(entry));
             let verdict = match write.condition.judge(entry.as_ref()) {
@@ -150,8 +151,8 @@ impl Tree {
         let position = self.change(&mut latch, write, &mut garbage);
         drop(latch);
         drop(garbage);
-        let position = position?;
-        Ok(Written::Done { old: current, position })
+        position?;
+        Ok(Written::Done { old: current })
     }
 
     /// Fails if putting `put` would grow memory beyond the limit. Sizes of entries stand for those of pages.

@@ -158,7 +158,7 @@ impl Page {
         let needed = self.header().base as usize + self.used();
         let room = match target {
             Some(page) if page.cap() >= needed => {
-                page.clear_entries();
+                page.clear();
                 self.header().base as usize
             }
             _ => {
@@ -244,7 +244,7 @@ impl Page {
         let base = (HEADER + low.len() + high.map_or(0, <[u8]>::len)).next_multiple_of(SLOT);
         match target {
             Some(page) if page.cap() >= base + room => {
-                page.clear_entries();
+                page.clear();
                 let prefix_len = high.map_or(0, |high| common_prefix(low, high));
                 let header = page.header_mut();
                 #[expect(clippy::cast_possible_truncation, reason = "fences are short of 4 GiB")]
