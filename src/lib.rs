@@ -57,3 +57,8 @@ pub const MAX_VALUE_LEN: usize = 1 << 30;
 pub const MAX_BATCH_BYTES: u64 = 1 << 30;
 /// The longest name of a keyspace, in bytes.
 pub const MAX_KEYSPACE_NAME_LEN: usize = 255;
+
+/// The README's example runs with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExample;

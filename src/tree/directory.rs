@@ -2,7 +2,7 @@
 //!
 //! A tree of nodes with up to [`FANOUT`] children, the low fences as separators. Readers walk it under an
 //! epoch guard and take no lock; writers take one mutex, replace the nodes they change whole and retire
-//! the old ones. A node drops the prefix that its own fences share, and holds the first 8 bytes behind it
+//! the old ones. A node drops the prefix that its separators share, and holds the first 8 bytes behind it
 //! (*heads*) apart from the separators, so that a search touches the heads and one child.
 //!
 //! A removed first entry leaves its node's low fence as it is, and within an inner node the first child
@@ -165,15 +165,22 @@ fn head_of(suffix: &[u8]) -> u64 {
 }
 
 impl Node {
-    /// A node for separators within `[low, high)`.
-    fn new(low: &[u8], high: Option<&[u8]>, entries: Vec<(Vec<u8>, Child)>) -> Self {
+    /// A node for these separators, ascending.
+    fn new(entries: Vec<(Vec<u8>, Child)>) -> Self {
         assert!(!entries.is_empty() && entries.len() <= FANOUT, "our bug: a node's size");
-        let prefix_len = high.map_or(0, |high| common_prefix(low, high));
+        // Nodes are replaced whole, so the prefix may depend on the separators. Were the first one never
+        // left out, the leftmost nodes, the root among them, had heads that are all the same.
+        let last = &entries[entries.len() - 1].0;
+        let second = &entries[1.min(entries.len() - 1)].0;
+        let prefix_len = common_prefix(second, last);
+        let prefix: Box<[u8]> = last[..prefix_len].into();
+        let first = &entries[0].0;
+        let first = (!first.starts_with(&prefix)).then(|| first.as_slice().into());
         let mut heads = [u64::MAX; FANOUT];
         let mut ends = Vec::with_capacity(entries.len());
         let mut separators = Vec::new();
         for (at, (separator, _)) in entries.iter().enumerate() {
-            let suffix = &separator[prefix_len..];
+            let suffix = if at == 0 && first.is_some() { &[] } else { &separator[prefix_len..] };
             heads[at] = head_of(suffix);
             separators.extend_from_slice(suffix);
             #[expect(clippy::cast_possible_truncation, reason = "64 separators of at most 64 KiB")]
@@ -205,25 +212,35 @@ impl Node {
             Children::Leaves(_) => 0,
             Children::Nodes(nodes) => size_of_val(&**nodes),
         };
-        let boxes = self.prefix.len() + size_of_val(&*self.ends) + self.separators.len();
+        let first = self.first.as_ref().map_or(0, |first| first.len());
+        let boxes = self.prefix.len() + first + size_of_val(&*self.ends) + self.separators.len();
         (size_of::<Self>() + children + boxes) as u64
     }
 
+    /// The separator at `at` without the prefix; that of `first` is empty.
     fn separator(&self, at: usize) -> &[u8] {
         let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
         &self.separators[start..self.ends[at] as usize]
     }
 
     fn full_separator(&self, at: usize) -> Vec<u8> {
-        [&self.prefix, self.separator(at)].concat()
+        match &self.first {
+            Some(first) if at == 0 => first.to_vec(),
+            _ => [&self.prefix, self.separator(at)].concat(),
+        }
     }
 
     /// How many separators are at most `key` (less than `key` if `strictly`).
     fn rank(&self, key: &[u8], strictly: bool) -> usize {
-        // A key from beyond the fences can only come from a search for "the entry before": it equals the
-        // high fence then, or lies left of what a stale node covers.
+        let is_below = |separator: &[u8], key: &[u8]| match strictly {
+            true => separator < key,
+            false => separator <= key,
+        };
         let Some(suffix) = key.strip_prefix(&*self.prefix) else {
-            return if key < &*self.prefix { 0 } else { self.count };
+            if key > &*self.prefix {
+                return self.count;
+            }
+            return usize::from(self.first.as_ref().is_some_and(|first| is_below(first, key)));
         };
         let head = head_of(suffix);
         let heads = &self.heads[..self.count];
@@ -235,12 +252,18 @@ impl Node {
             len -= half;
         }
         rank += usize::from(len == 1 && heads[rank] <= head);
-        while rank > 0 && heads[rank - 1] == head {
-            let separator = self.separator(rank - 1);
-            if separator < suffix || (!strictly && separator == suffix) {
-                break;
+        if rank == 0 || heads[rank - 1] != head {
+            return rank;
+        }
+        // Separators with the key's own head: seldom more than one.
+        let mut low = heads[..rank].partition_point(|&other| other < head);
+        while low < rank {
+            let middle = low.midpoint(rank);
+            let is_first = middle == 0 && self.first.is_some();
+            match is_first || is_below(self.separator(middle), suffix) {
+                true => low = middle + 1,
+                false => rank = middle,
             }
-            rank -= 1;
         }
         rank
     }
@@ -264,6 +287,9 @@ pub(crate) struct Found<'g> {
 impl Found<'_> {
     /// Whether the low fence is at least `bound`.
     pub(crate) fn low_is_at_least(&self, bound: &[u8]) -> bool {
+        if let (0, Some(first)) = (self.at, &self.node.first) {
+            return &**first >= bound;
+        }
         let separator = self.node.separator(self.at);
         match bound.strip_prefix(&*self.node.prefix) {
             Some(suffix) => separator >= suffix,
@@ -279,7 +305,6 @@ struct Step<'g> {
     /// The child that covers what is looked for.
     at: usize,
     low: Vec<u8>,
-    high: Option<Vec<u8>>,
 }
 
 impl Directory {
@@ -292,19 +317,19 @@ impl Directory {
             let lows: Vec<Vec<u8>> =
                 level.iter().step_by(BULK).map(|(low, _)| low.clone()).collect();
             let mut rest = level.into_iter();
-            let node = |(at, low): (usize, &Vec<u8>)| {
+            let node = |low: &Vec<u8>| {
                 let entries: Vec<_> = rest.by_ref().take(BULK).collect();
-                let node = Node::new(low, lows.get(at + 1).map(|low| &**low), entries);
+                let node = Node::new(entries);
                 bytes += node.bytes();
                 (low.clone(), Child::Node(Slot::new(node)))
             };
-            level = lows.iter().enumerate().map(node).collect();
+            level = lows.iter().map(node).collect();
         }
         let root = match (level.len(), level.pop()) {
             (1, Some((_, Child::Node(root)))) => root,
             (_, last) => {
                 level.extend(last);
-                let root = Node::new(&[], None, level);
+                let root = Node::new(level);
                 bytes += root.bytes();
                 Slot::new(root)
             }
@@ -372,18 +397,18 @@ impl Directory {
             };
             if entries.get(at).is_some_and(|(separator, _)| *separator == carry.0) {
                 entries[at] = carry;
-                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
+                return self.put(step, Node::new(entries), guard);
             }
             entries.insert(at, carry);
             if entries.len() <= FANOUT {
-                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
+                return self.put(step, Node::new(entries), guard);
             }
             // An ascending load leaves the left node full.
             let half = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
             let right = entries.split_off(half);
             let middle = right[0].0.clone();
-            let left = Node::new(&step.low, Some(&middle), entries);
-            let right = Node::new(&middle, step.high.as_deref(), right);
+            let left = Node::new(entries);
+            let right = Node::new(right);
             if depth == 0 {
                 self.grown(&left, 1);
                 self.grown(&right, 1);
@@ -391,7 +416,7 @@ impl Directory {
                     (Vec::new(), Child::Node(Slot::new(left))),
                     (middle, Child::Node(Slot::new(right))),
                 ];
-                return self.put(step, Node::new(&[], None, halves), guard);
+                return self.put(step, Node::new(halves), guard);
             }
             self.put(step, left, guard);
             self.grown(&right, 1);
@@ -414,7 +439,7 @@ impl Directory {
             }
             entries.remove(step.at);
             if !entries.is_empty() {
-                return self.put(step, Node::new(&step.low, step.high.as_deref(), entries), guard);
+                return self.put(step, Node::new(entries), guard);
             }
             // An empty node goes as well, and its parent's entry with it.
             step.slot.retire(guard);
@@ -438,19 +463,15 @@ impl Directory {
     /// The nodes from the root to the bottom node that covers `low`.
     fn path_to<'g>(&'g self, low: &[u8], guard: &'g Guard) -> Vec<Step<'g>> {
         let mut path: Vec<Step<'g>> = Vec::new();
-        let (mut slot, mut node_low, mut node_high) = (&self.root, Vec::new(), None);
+        let (mut slot, mut node_low) = (&self.root, Vec::new());
         loop {
             let node = slot.load(guard);
             let at = node.rank(low, false).saturating_sub(1);
-            let step = Step { slot, node, at, low: node_low, high: node_high };
+            let step = Step { slot, node, at, low: node_low };
             if let Children::Nodes(nodes) = &node.children {
                 slot = &nodes[at];
                 // Within a node the first child starts at the node's fence.
                 node_low = if at == 0 { step.low.clone() } else { node.full_separator(at) };
-                node_high = match at + 1 < node.count {
-                    true => Some(node.full_separator(at + 1)),
-                    false => step.high.clone(),
-                };
                 path.push(step);
             } else {
                 path.push(step);
@@ -557,6 +578,24 @@ mod tests {
             }
             drop(directory);
             assert_eq!(account.directory.load(Relaxed), 0, "seed {seed}");
+        }
+    }
+
+    /// The leftmost nodes hold the empty fence, which shares nothing with the others.
+    #[test]
+    fn leftmost_nodes_tell_keys_apart_by_their_heads() {
+        let mut leaves = vec![(Vec::new(), LeafId(0))];
+        leaves.extend((1..60).map(|i| (format!("user{i:012}").into_bytes(), LeafId(i))));
+        let directory = Directory::new(leaves, Arc::new(Account::default()));
+        let guard = pin();
+        let mut node = directory.root.load(&guard);
+        loop {
+            assert!(node.first.as_deref().is_some_and(<[u8]>::is_empty));
+            assert!(node.heads[1..node.count].is_sorted_by(|a, b| a < b));
+            match &node.children {
+                Children::Nodes(nodes) => node = nodes[0].load(&guard),
+                Children::Leaves(_) => return,
+            }
         }
     }
 
