@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 
 /// Moves one unit between two accounts at a time, each time in one atomic batch.
 fn transfer_until(database: &Database, accounts: &Keyspace, stop: &AtomicBool) -> Result<u64> {
-    let mut transfers = 0;
+    let mut transfers = 0u64;
     while !stop.load(Ordering::Relaxed) {
         let random = (transfers + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let from = (random >> 32) % ACCOUNTS;
