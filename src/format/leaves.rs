@@ -1,7 +1,7 @@
 //! The body of a leaf block: whole neighbouring leaves, their entries in columns.
 //!
 //! Columns, not rows: lengths beside lengths, keys beside keys, values beside values compressed to 1 to
-//! 4 % less than delta-encoded rows with restart points, and faster (JSON values, LZ4, 32 KiB). Keys drop
+//! 4 % less than delta-encoded rows with restart points, and faster (JSON values, LZ4). Keys drop
 //! the prefix that all keys of their leaf share, so every key can be reached without its predecessors
 //! and a lookup is a binary search.
 //!

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 use crate::sync::assert_no_latch;
 
+#[cfg(test)]
+mod example_tests;
 pub(crate) mod file_keyspace;
 pub(crate) mod load;
 pub(crate) mod map;

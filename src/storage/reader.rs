@@ -138,7 +138,7 @@ impl Reader {
         let (frame, raw) = self.read(Kind::Index, place)?;
         let low = self.root.index.low(i).unwrap_or_default();
         let high = self.root.index.low(i + 1);
-        let bytes = raw.capacity() * 2;
+        let bytes = raw.len() * 3;
         let index = Index::decode(raw, frame.items)
             .and_then(|index| {
                 index.check(stated, low, high, self.root.leaf_blocks_end())?;
@@ -334,8 +334,8 @@ struct CacheLimit {
     bytes: usize,
 }
 
-/// 512 index blocks lead to some 30 million records of 126 bytes; more of them only if they are small.
-const INDEX_CACHE: CacheLimit = CacheLimit { items: 64, bytes: 4 << 20 };
+/// A thousand index blocks lead to some 30 million records of 126 bytes.
+const INDEX_CACHE: CacheLimit = CacheLimit { items: 128, bytes: 4 << 20 };
 const LEAVES_CACHE: CacheLimit = CacheLimit { items: 8, bytes: 2 << 20 };
 
 /// Decoded blocks by ordinal, those used last.

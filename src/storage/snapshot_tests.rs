@@ -21,18 +21,18 @@ use crate::fingerprint;
 use crate::format::snapshot::{Codec, FileId, Span};
 use crate::position::{HistoryId, Position, Seq};
 
-type Entries = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
+pub(super) type Entries = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
 
 /// A tree of the simplest kind: a map, cut into leaves at `fences`.
 #[derive(Clone, Default)]
-struct Map {
-    entries: Arc<Entries>,
+pub(super) struct Map {
+    pub(super) entries: Arc<Entries>,
     /// Low fences, the first empty; stamp i + 1 belongs to the ith.
-    fences: Vec<Vec<u8>>,
+    pub(super) fences: Vec<Vec<u8>>,
 }
 
 #[derive(Default)]
-struct MapLeaf {
+pub(super) struct MapLeaf {
     low: Vec<u8>,
     high: Option<Vec<u8>>,
     stamp: Seq,
@@ -104,7 +104,7 @@ impl Map {
         }
     }
 
-    fn bytes(&self, codec: Codec, threads: usize) -> Vec<u8> {
+    pub(super) fn bytes(&self, codec: Codec, threads: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         let options = WriterOptions { codec, threads, rate_limit: None };
         let progress = Progress::default();
@@ -192,7 +192,7 @@ fn entries_of(loaded: Loaded<CollectLeaf>) -> Entries {
     entries
 }
 
-fn key(id: u32, text: impl AsRef<[u8]>) -> Vec<u8> {
+pub(super) fn key(id: u32, text: impl AsRef<[u8]>) -> Vec<u8> {
     [&id.to_be_bytes()[..], text.as_ref()].concat()
 }
 
