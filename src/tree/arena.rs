@@ -15,12 +15,11 @@
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use memmap2::{Advice, MmapMut};
 
 use crate::slice::Account;
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex, Ordering::Relaxed};
 
 const CHUNK: usize = 2 << 20;
 const SPAN: usize = 128 << 10;

@@ -34,7 +34,7 @@ const FANOUT: usize = if cfg!(any(test, shuttle)) { 8 } else { 64 };
 const BULK: usize = FANOUT - FANOUT / 8;
 
 /// Cache lines of a node up to the end of a bottom node's children.
-const PREFETCH_LINES: usize = (std::mem::offset_of!(Node, ends)).div_ceil(64);
+const PREFETCH_LINES: usize = std::mem::offset_of!(Node, first).div_ceil(64);
 
 /// Names a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,10 +51,14 @@ pub(crate) struct Directory {
 #[repr(C)]
 struct Node {
     count: usize,
-    /// What all separators here share; they are stored without it. Nearly always short, and so in this line.
+    /// What all separators here share, but for `first`; they are stored without it. Nearly always short,
+    /// and so in this line.
     prefix: Slice,
     heads: [u64; FANOUT],
     children: Children,
+    /// The first separator, where it lacks the prefix: it is then the low fence of all, or of a wider
+    /// range than its neighbours have. It stands in `separators` as empty.
+    first: Option<Box<[u8]>>,
     /// Where the separators end in `separators`.
     ends: Box<[u32]>,
     separators: Box<[u8]>,
@@ -173,9 +177,9 @@ impl Node {
         let last = &entries[entries.len() - 1].0;
         let second = &entries[1.min(entries.len() - 1)].0;
         let prefix_len = common_prefix(second, last);
-        let prefix: Box<[u8]> = last[..prefix_len].into();
+        let prefix = Slice::new(&last[..prefix_len]);
         let first = &entries[0].0;
-        let first = (!first.starts_with(&prefix)).then(|| first.as_slice().into());
+        let first = (!first.starts_with(&*prefix)).then(|| first.as_slice().into());
         let mut heads = [u64::MAX; FANOUT];
         let mut ends = Vec::with_capacity(entries.len());
         let mut separators = Vec::new();
@@ -203,8 +207,8 @@ impl Node {
             };
             Children::Nodes(entries.into_iter().map(node).collect())
         };
-        let prefix = Slice::new(&low[..prefix_len]);
-        Node { heads, children, count, prefix, ends: ends.into(), separators: separators.into() }
+        let (ends, separators) = (ends.into(), separators.into());
+        Node { heads, children, count, prefix, first, ends, separators }
     }
 
     fn bytes(&self) -> u64 {
