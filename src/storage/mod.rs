@@ -75,6 +75,10 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// The names in `dir`, sorted, without `.` and `..`.
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
 
+    /// A path that stands for `dir` in this process: the same for every spelling of it, another for every
+    /// other directory and every other disk.
+    fn identify(&self, dir: &Path) -> io::Result<PathBuf>;
+
     /// Makes the names in `dir` durable: files created in it, renamed into or out of it, removed from it.
     ///
     /// After an error nobody knows which of them are, and a later success does not tell either.
@@ -272,6 +276,10 @@ impl Disk for OsDisk {
             .collect::<io::Result<Vec<_>>>()?;
         names.sort_unstable();
         Ok(names)
+    }
+
+    fn identify(&self, dir: &Path) -> io::Result<PathBuf> {
+        std::fs::canonicalize(dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -223,10 +223,10 @@ pub(crate) fn save_to_stream<S: LeafSource>(
     Ok(SaveReport::new(&footer, start))
 }
 
-/// Paths that saves of this process are writing to, as far as they can be told apart.
-static SAVING: Mutex<BTreeSet<(usize, PathBuf)>> = Mutex::new(BTreeSet::new());
+/// Paths that saves of this process are writing to, each in the one spelling of its directory.
+static SAVING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-fn saving() -> MutexGuard<'static, BTreeSet<(usize, PathBuf)>> {
+fn saving() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     // Insertion and removal leave the set whole even if something panics in between.
     SAVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -235,7 +235,7 @@ fn saving() -> MutexGuard<'static, BTreeSet<(usize, PathBuf)>> {
 struct Target {
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    name: (usize, PathBuf),
+    name: PathBuf,
 }
 
 impl Target {
@@ -247,7 +247,10 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(Error::io("save to", path, error)),
         }
-        let name = registered_name(&disk, path);
+        let name = disk
+            .identify(directory_of(path))
+            .map(|directory| directory.join(path.file_name().unwrap_or_default()))
+            .map_err(|error| Error::io("save to", path, error))?;
         if !saving().insert(name.clone()) {
             return Err(Error::SaveInProgress { path: path.to_owned() });
         }
@@ -283,15 +286,6 @@ impl Target {
 impl Drop for Target {
     fn drop(&mut self) {
         saving().remove(&self.name);
-    }
-}
-
-/// A name for `path` that other spellings of it share: the real directory and the last part. Where there is no such
-/// directory for the operating system, the disk is a simulated one and its own names are good.
-fn registered_name(disk: &Arc<dyn Disk>, path: &Path) -> (usize, PathBuf) {
-    match directory_of(path).canonicalize() {
-        Ok(directory) => (0, directory.join(path.file_name().unwrap_or_default())),
-        Err(_) => (Arc::as_ptr(disk).cast::<()>().addr(), path.to_owned()),
     }
 }
 

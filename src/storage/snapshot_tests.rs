@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::load::{Loaded, load_file, load_stream};
 use super::save::{Compression, SaveHandle, SaveOptions, save_to_stream};
+use super::sim::{CallKind, DiskFault, SimDisk};
 use super::snapshot_file::SnapshotFile;
 use super::source::{Cut, EntryRef, LeafBuild, LeafCopy, LeafSink, LeafSource, Payload};
 use super::tests::TestDir;
@@ -554,6 +555,89 @@ fn a_save_that_does_not_sum_up_fails_and_leaves_nothing() {
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(temporary_files(&dir), [PathBuf::new(); 0]);
     }
+}
+
+#[test]
+fn whatever_call_to_the_disk_fails_the_old_file_or_the_new_one_is_there() {
+    let (old, new) = (Map::new(everything(20), 10), Map::new(everything(400), 10));
+    let path = Path::new("/still");
+    let options = SaveOptions::default();
+    let start = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(start.clone());
+    old.start_save(&disk, path, &options).unwrap().wait().unwrap();
+    let old_bytes = start.contents(path).unwrap();
+    let kinds = [
+        CallKind::Open,
+        CallKind::CreateNew,
+        CallKind::Write,
+        CallKind::SyncAll,
+        CallKind::Rename,
+        CallKind::SyncDir,
+    ];
+    let (mut failed, mut short) = (0, 0);
+    for kind in kinds {
+        for after in 0..3 {
+            for fault in
+                [DiskFault::error(libc::EIO), DiskFault::error(libc::EINTR), DiskFault::short(7)]
+            {
+                let sim = start.fork();
+                sim.inject(fault.on(kind).after(after));
+                let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+                let save = new.start_save(&disk, path, &options).and_then(SaveHandle::wait);
+                sim.clear_faults();
+                assert_eq!(sim.files(), [path], "{kind:?} {after}: nothing else is left");
+                let bytes = sim.contents(path).unwrap();
+                // A directory that can't be synced is told after the new file has its name.
+                if save.is_ok() || kind == CallKind::SyncDir {
+                    assert!(entries_of(load_stream(&bytes[..], &Collect).unwrap()) == *new.entries);
+                    short += usize::from(save.is_ok());
+                } else {
+                    assert!(bytes == old_bytes, "{kind:?} {after}: the old file is untouched");
+                    failed += 1;
+                }
+                if save.is_ok() {
+                    for seed in 0..4 {
+                        let bytes = sim.crash(seed).contents(path).unwrap();
+                        assert!(
+                            entries_of(load_stream(&bytes[..], &Collect).unwrap()) == *new.entries
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(failed > 5 && short > 5, "{failed} saves failed, {short} went through");
+
+    let sim = start.fork();
+    sim.set_capacity(Some(old_bytes.len() as u64 + 1_000));
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let error = new.start_save(&disk, path, &options).unwrap().wait().unwrap_err();
+    assert!(matches!(error, Error::Io { op: "write", .. }), "{error}");
+    assert_eq!(sim.files(), [path]);
+    assert!(sim.contents(path).unwrap() == old_bytes);
+}
+
+#[test]
+fn a_power_cut_at_any_moment_of_a_save_leaves_the_old_file_or_the_new_one() {
+    let (old, new) = (Map::new(everything(20), 10), Map::new(everything(200), 10));
+    let path = Path::new("/still");
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    let options = SaveOptions::default();
+    old.start_save(&disk, path, &options).unwrap().wait().unwrap();
+    let before = sim.change_count();
+    new.start_save(&disk, path, &options).unwrap().wait().unwrap();
+    let mut seen = [0, 0];
+    for count in before..=sim.change_count() {
+        let point = sim.crash_point(count);
+        for seed in 0..20 {
+            let bytes = point.image(&point.draw(&mut Random::new(seed))).contents(path).unwrap();
+            let found = entries_of(load_stream(&bytes[..], &Collect).unwrap());
+            assert!(found == *old.entries || found == *new.entries);
+            seen[usize::from(found == *new.entries)] += 1;
+        }
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
 }
 
 #[test]

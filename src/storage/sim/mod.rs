@@ -290,6 +290,12 @@ impl Disk for SimDisk {
         Ok(state.now.dirs[dir.0].keys().map(|name| name.to_os_string()).collect())
     }
 
+    fn identify(&self, dir: &Path) -> io::Result<PathBuf> {
+        // Relative, which no path of the operating system's is.
+        let disk = format!("simulated disk {:x}", Arc::as_ptr(&self.0).addr());
+        Ok(Path::new(&disk).join(dir.strip_prefix("/").unwrap_or(dir)))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let path = dir.into();
         let mut state = self.0.lock();
