@@ -31,7 +31,7 @@ fn main() -> Result<()> {
             let save = database.save(&path, SaveOptions::default())?;
             while !save.is_finished() {
                 let progress = save.progress();
-                println!("{} of {} entries", progress.entries, progress.total_entries);
+                println!("{} %", progress.entries * 100 / progress.total_entries);
                 thread::sleep(Duration::from_millis(20));
             }
             save.wait()

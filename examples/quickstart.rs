@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     users.insert("hedy", "Vienna")?;
 
     // Reads from any thread, in key order.
-    for entry in users.range("b".."h") {
+    for entry in users.range("a".."h") {
         let (name, city) = entry?;
         println!("{} lives in {}", name.escape_ascii(), city.escape_ascii());
     }
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     // A still goes to disk as one checksummed file; writers go on meanwhile.
     let path = env::temp_dir().join(format!("quickstart-{}.still", std::process::id()));
     let report = still.save(&path, SaveOptions::default())?.wait()?;
-    println!("{} entries in {} bytes", report.entries, report.file_bytes);
+    println!("saved {} bytes", report.file_bytes);
 
     // The file is read in place, without loading it …
     let file = SnapshotFile::open(&path)?;
