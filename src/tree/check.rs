@@ -95,6 +95,7 @@ impl Tree {
         if self.commit.live_ticks().is_empty() && self.is_reclaimed() {
             let retained = self.account.retained.load(std::sync::atomic::Ordering::Relaxed);
             assert_eq!(retained, 0, "something is kept for no still");
+            assert!(self.nothing_waits(), "a leaf waits to be merged, for no still");
         }
     }
 }
