@@ -20,6 +20,7 @@ use crate::format::snapshot::{Footer, Span};
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::Keyspace;
 use crate::options::{Builder, StillBudget, StillInfo, StillReport};
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, Stats};
@@ -472,6 +473,12 @@ impl Reclaimer {
 
 impl Drop for Reclaimer {
     fn drop(&mut self) {
+        if planted(Bug::ReclaimerNotStopped) || planted(Bug::ReclaimerLeaked) {
+            std::mem::forget(self.stop.take());
+        }
+        if planted(Bug::ReclaimerLeaked) {
+            self.thread = None;
+        }
         self.stop = None;
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()

@@ -11,6 +11,7 @@ use crate::commit::{Holder, KeyspaceSlot};
 use crate::database::Engine;
 use crate::keys::{self, InternalKey, PREFIX_LEN};
 use crate::options::WriteOptions;
+use crate::planted::{Bug, planted};
 use crate::range::{Keys, Range};
 use crate::slice::{LargeBytes, Slice};
 use crate::sync::assert_no_latch;
@@ -129,6 +130,9 @@ impl Keyspace {
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>> {
         let key = self.key(key)?;
+        if planted(Bug::ClosureUnderLatch) {
+            return self.engine.tree().read(&key, |entry| read(entry.value.bytes()));
+        }
         with_scratch(|copy| self.engine.tree().read(&key, copy), read)
     }
 

@@ -11,6 +11,7 @@ mod format;
 mod keys;
 mod keyspace;
 mod options;
+mod planted;
 mod position;
 mod range;
 mod slice;

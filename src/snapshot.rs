@@ -128,6 +128,21 @@ impl Snapshot {
     }
 }
 
+/// Outside semver.
+#[cfg(feature = "simulation")]
+impl Snapshot {
+    /// Reads everything it holds and compares it with what its cut said: count, bytes, fingerprint.
+    ///
+    /// # Panics
+    /// If they differ.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn check(&self) -> Result<()> {
+        self.still.check(PREFIX_LEN)
+    }
+}
+
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Snapshot({})", self.position())

@@ -1,7 +1,7 @@
 //! Locks, atomics, epochs and the count of held latches: the only file that names a lock's crate.
 //!
 //! Under `--cfg shuttle` the same names come from a model checker, which then sees every place where
-//! threads can interleave. crossbeam-epoch is replaced there by a count of pinned guards that frees
+//! threads can interleave. crossbeam-epoch is replaced there by a list of pinned guards that frees
 //! at the earliest legal moment.
 //!
 //! Invariant: a thread that holds a latch enters no file, no link, no wait and no user code. Debug
@@ -24,10 +24,13 @@ mod imp {
     pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64};
     use std::any::Any;
     use std::cell::RefCell;
-    use std::ops::{Deref, DerefMut};
+    use std::collections::BTreeSet;
+    use std::mem::take;
     use std::sync::Arc;
+    use std::sync::PoisonError;
     pub(crate) use std::sync::atomic::Ordering;
 
+    // A thread of the model that panics ends the execution; what it poisoned is only dropped after that.
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
     pub(crate) type MutexGuard<'a, T> = shuttle::sync::MutexGuard<'a, T>;
@@ -37,7 +40,7 @@ mod imp {
             Mutex(shuttle::sync::Mutex::new(value))
         }
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("a thread of the model panicked")
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
     }
 
@@ -51,61 +54,101 @@ mod imp {
             RwLock(shuttle::sync::RwLock::new(value))
         }
         pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-            self.0.read().expect("a thread of the model panicked")
+            self.0.read().unwrap_or_else(PoisonError::into_inner)
         }
         pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
-            self.0.write().expect("a thread of the model panicked")
+            self.0.write().unwrap_or_else(PoisonError::into_inner)
         }
     }
 
-    shuttle::lazy_static! {
-        static ref EPOCH: shuttle::sync::Mutex<Epoch> = shuttle::sync::Mutex::new(Epoch::default());
+    /// A pointer that is loaded and stored as one: one place to switch threads at.
+    pub(crate) struct Shared<T> {
+        stores: AtomicU64,
+        value: std::sync::Mutex<Arc<T>>,
     }
 
-    /// Guards pinned now, and the jobs that wait until there is none.
+    impl<T> Shared<T> {
+        pub(crate) fn new(value: Arc<T>) -> Self {
+            Shared { stores: AtomicU64::new(0), value: std::sync::Mutex::new(value) }
+        }
+        pub(crate) fn load(&self) -> Arc<T> {
+            self.stores.load(Ordering::Acquire);
+            Arc::clone(&self.value.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+        pub(crate) fn store(&self, value: Arc<T>) {
+            self.stores.fetch_add(1, Ordering::AcqRel);
+            *self.value.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        }
+    }
+
+    std::thread_local! {
+        /// The model checker runs all threads of one execution on one thread of the system, one at a time,
+        /// and switches between them only at the locks and atomics above: this needs no lock.
+        static EPOCH: RefCell<Epoch> = RefCell::default();
+    }
+
     #[derive(Default)]
     struct Epoch {
-        pinned: usize,
-        jobs: Vec<Box<dyn FnOnce() + Send>>,
+        /// Numbers the guards as they are pinned.
+        next: u64,
+        pinned: BTreeSet<u64>,
+        /// Each waits until all guards with a lower number are gone.
+        jobs: Vec<(u64, Box<dyn FnOnce()>)>,
     }
 
     /// A pinned guard: keeps whatever was loaded under it.
-    pub(crate) struct Guard(RefCell<Vec<Arc<dyn Any + Send + Sync>>>);
+    pub(crate) struct Guard {
+        number: u64,
+        kept: RefCell<Vec<Arc<dyn Any>>>,
+    }
 
     pub(crate) fn pin() -> Guard {
-        EPOCH.lock().expect("a thread of the model panicked").pinned += 1;
-        Guard(RefCell::default())
+        EPOCH.with_borrow_mut(|epoch| {
+            let number = epoch.next;
+            epoch.next += 1;
+            epoch.pinned.insert(number);
+            Guard { number, kept: RefCell::default() }
+        })
     }
 
     impl Guard {
         /// Holds `value` for as long as the guard lives.
-        pub(crate) fn keep<T: Any + Send + Sync>(&self, value: Arc<T>) -> Arc<T> {
-            self.0.borrow_mut().push(Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
-            value
+        pub(crate) fn keep(&self, value: Arc<dyn Any>) {
+            self.kept.borrow_mut().push(value);
         }
     }
 
     impl Drop for Guard {
         fn drop(&mut self) {
-            let mut epoch = EPOCH.lock().expect("a thread of the model panicked");
-            epoch.pinned -= 1;
-            let jobs = if epoch.pinned == 0 { std::mem::take(&mut epoch.jobs) } else { Vec::new() };
-            drop(epoch);
-            jobs.into_iter().for_each(|job| job());
+            let due = EPOCH.with_borrow_mut(|epoch| {
+                epoch.pinned.remove(&self.number);
+                let oldest = epoch.pinned.first().copied().unwrap_or(epoch.next);
+                let (due, waiting) =
+                    take(&mut epoch.jobs).into_iter().partition(|job| job.0 <= oldest);
+                epoch.jobs = waiting;
+                let due: Vec<_> = due;
+                due
+            });
+            due.into_iter().for_each(|(_, job)| job());
         }
     }
 
-    /// Runs `job` once no guard pinned before now is left.
+    /// Runs `job` once no guard pinned before now is left, and at that very moment.
     pub(crate) fn defer(_: &Guard, job: impl FnOnce() + Send + 'static) {
-        EPOCH.lock().expect("a thread of the model panicked").jobs.push(Box::new(job));
+        EPOCH.with_borrow_mut(|epoch| epoch.jobs.push((epoch.next, Box::new(job))));
     }
 }
 
 pub(crate) use imp::*;
 
-#[cfg(debug_assertions)]
+#[cfg(all(debug_assertions, not(shuttle)))]
 std::thread_local! {
     static HELD: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(all(debug_assertions, shuttle))]
+shuttle::thread_local! {
+    static HELD: std::cell::Cell<u32> = std::cell::Cell::new(0);
 }
 
 /// One latch held by this thread, counted in debug builds for [`assert_no_latch`].

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::slice::Slice;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
@@ -103,10 +104,11 @@ impl Cut {
     #[must_use]
     pub(crate) fn list(&self, range: KeyRange) -> bool {
         let mut ranges = self.ranges.lock();
-        if !ranges.closed {
+        let is_open = !ranges.closed || planted(Bug::ListNeverCloses);
+        if is_open {
             ranges.listed.push(range);
         }
-        !ranges.closed
+        is_open
     }
 
     /// Takes one listed range; after `None` the list is closed.
@@ -171,6 +173,13 @@ pub(crate) struct Ticket<'a> {
 }
 
 impl Ticket<'_> {
+    /// For a planted bug: the newest live cut as of now, not as of the place taken.
+    pub(crate) fn look_again(&mut self) {
+        let state = self.commit.state.lock();
+        self.cut = state.cuts.last().cloned();
+        self.newest = self.cut.as_ref().map(|cut| cut.tick);
+    }
+
     /// Everything is applied.
     pub(crate) fn done(self) -> Position {
         let position = self.position;
@@ -270,7 +279,8 @@ impl Commit {
         if let Err(error) = self.refusal(state) {
             return Err(Refused::Error(error));
         }
-        if deltas.iter().any(|(slot, _)| state.keyspaces[slot.0 as usize].dropped) {
+        let is_dropped = |slot: &KeyspaceSlot| state.keyspaces[slot.0 as usize].dropped;
+        if deltas.iter().any(|(slot, _)| is_dropped(slot)) && !planted(Bug::DroppedStillWrites) {
             return Err(Refused::Error(Error::NoKeyspace));
         }
         let newest = state.cuts.last();
@@ -287,7 +297,7 @@ impl Commit {
         for (slot, delta) in deltas {
             state.totals.add(delta);
             let keyspace = &mut state.keyspaces[slot.0 as usize];
-            if let Some(newest_tick) = newest_tick
+            if let Some(newest_tick) = newest_tick.filter(|_| !planted(Bug::TotalsKeepNothing))
                 && keyspace.kept.last().is_none_or(|(died, _)| *died <= newest_tick)
             {
                 if keyspace.kept.is_empty() {
@@ -314,9 +324,14 @@ impl Commit {
         let time_ms = now_ms.max(state.last_time_ms);
         state.last_time_ms = time_ms;
         state.cuts_taken += 1;
+        let tick = state.tick;
+        if planted(Bug::CutReadsTwice) {
+            drop(state);
+            state = self.state.lock();
+        }
         let cut = Arc::new(Cut {
             id: state.cuts_taken,
-            tick: state.tick,
+            tick,
             position: state.position,
             history_start: state.history_start,
             time_ms,
@@ -325,6 +340,10 @@ impl Commit {
             holder,
             ranges: Mutex::default(),
         });
+        if planted(Bug::CutCountedLate) {
+            drop(state);
+            state = self.state.lock();
+        }
         state.cuts.push(Arc::clone(&cut));
         self.newest_code.store(cut.code(), Ordering::Relaxed);
         Ok(cut)
@@ -334,8 +353,12 @@ impl Commit {
     #[must_use]
     pub(crate) fn drop_cut(&self, cut: &Arc<Cut>) -> bool {
         let mut state = self.state.lock();
-        let at = state.cuts.iter().rposition(|live| Arc::ptr_eq(live, cut));
-        state.cuts.remove(at.expect("a cut is dropped once"));
+        if planted(Bug::SameTickIsOneCut) {
+            state.cuts.retain(|live| live.tick != cut.tick);
+        } else {
+            let at = state.cuts.iter().rposition(|live| Arc::ptr_eq(live, cut));
+            state.cuts.remove(at.expect("a cut is dropped once"));
+        }
         self.newest_code.store(state.cuts.last().map_or(0, |cut| cut.code()), Ordering::Relaxed);
         let keeping = !state.keeping.is_empty();
         drop(state);

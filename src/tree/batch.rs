@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::commit::{Delta, KeyspaceSlot, Prepared, Refused, Ticket};
 use crate::fingerprint;
+use crate::planted::{Bug, planted};
 use crate::position::Position;
 use crate::tree::leaf::{Keep, Leaf, Whole, keep_in};
 use crate::tree::page::{DIED_PENDING, Entry, Page, Value, common_prefix};
@@ -88,7 +89,8 @@ impl Tree {
         }
         let mut newest = self.commit.newest_code().checked_sub(1);
         let ticket = loop {
-            if let Some(newest) = newest {
+            let forgets = planted(Bug::RangeKeepsNothing) && !changes.ranges.is_empty();
+            if let Some(newest) = newest.filter(|_| !forgets) {
                 let cuts = self.commit.live_ticks();
                 for leaf in &mut planned {
                     leaf.plan_keep(newest, &cuts);
@@ -108,6 +110,12 @@ impl Tree {
         for leaf in &mut planned {
             if !leaf.changed.is_empty() {
                 self.apply_leaf(leaf, &ticket, garbage, &mut born);
+            }
+            if planted(Bug::BatchLetsGoEarly) {
+                drop(std::mem::replace(&mut leaf.latch, self.stand_in()));
+            }
+            if planted(Bug::BatchLetsGoEarly) || planted(Bug::BornUnlatched) {
+                born.clear();
             }
         }
         let position = ticket.done();

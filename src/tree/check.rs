@@ -1,9 +1,55 @@
 //! Checks of the tree's invariants as a whole, for tests: while nothing else runs.
 
+use crate::commit::Totals;
 use crate::fingerprint;
 use crate::sync::pin;
 use crate::tree::directory::LeafId;
+use crate::tree::page::Page;
+use crate::tree::still::{LeafCopy, Still};
 use crate::tree::{LatchMode, ReadLatch, Tree};
+
+/// Adds up what the entries of `page` really are.
+fn recount(page: &Page, prefix_len: usize) -> Totals {
+    let (mut key, mut totals) = (Vec::new(), Totals::default());
+    for at in 0..page.len() {
+        page.key_into(at, &mut key);
+        let entry = page.entry(at);
+        let hash = fingerprint::value_hash(entry.value.bytes());
+        assert_eq!(hash, entry.value.hash(), "the hash of a value");
+        let own = fingerprint::entry(&key, hash, entry.expire_at);
+        totals.fingerprint = totals.fingerprint.wrapping_add(own);
+        totals.records += 1;
+        totals.bytes += (key.len() - prefix_len + entry.value.len()) as u64;
+    }
+    totals
+}
+
+impl Still {
+    /// The entries add up to the totals of the cut; copies tile the key space; no leaf changed after the cut.
+    ///
+    /// # Panics
+    /// If any of it is not so.
+    pub(crate) fn check(&self, prefix_len: usize) -> crate::Result<()> {
+        let (mut from, mut copy, mut sum) = (Vec::new(), LeafCopy::default(), Totals::default());
+        loop {
+            self.copy_leaf(&from, &mut copy)?;
+            let page = copy.page();
+            assert_eq!(page.low(), from, "copies tile");
+            let own = recount(page, prefix_len);
+            assert_eq!(own.fingerprint, page.fingerprint(), "a copy's sum of fingerprints");
+            assert!(copy.stamp() <= self.cut().position.seq, "a stamp from after the cut");
+            sum.records += own.records;
+            sum.bytes += own.bytes;
+            sum.fingerprint = sum.fingerprint.wrapping_add(own.fingerprint);
+            match page.high() {
+                Some(high) => from = high.to_vec(),
+                None => break,
+            }
+        }
+        assert_eq!(sum, self.cut().totals, "the totals of a cut");
+        Ok(())
+    }
+}
 
 impl Tree {
     /// Fences tile the key space; entries lie within them, ascending; sums are what the entries say; the
@@ -49,6 +95,7 @@ impl Tree {
         if self.commit.live_ticks().is_empty() && self.is_reclaimed() {
             let retained = self.account.retained.load(std::sync::atomic::Ordering::Relaxed);
             assert_eq!(retained, 0, "something is kept for no still");
+            assert!(self.nothing_waits(), "a leaf waits to be merged, for no still");
         }
     }
 }

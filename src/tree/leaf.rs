@@ -15,6 +15,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::commit::Cut;
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::sync::RwLock;
 use crate::tree::directory::LeafId;
@@ -220,8 +221,8 @@ impl Leaf {
             None => kept.and_then(|kept| kept.entries.as_ref()),
         };
         let source = whole.map_or(page, |whole| &whole.page);
-        let has_kept =
-            entries.is_some_and(|kept| (0..kept.len()).any(|at| kept.entry(at).died > tick));
+        let has_kept = entries
+            .is_some_and(|kept| (0..kept.len()).any(|at| outlives(kept.entry(at).died, tick)));
         let same_fences = low == source.low() && page.high() == source.high();
         if !has_kept && same_fences {
             return source.copy_to(out);
@@ -255,7 +256,9 @@ impl Leaf {
                 && let Ok(first) = entries.find(key)
             {
                 let mut own = first..=last_of(entries, first, key);
-                if let Some(at) = own.find(|&at| entries.entry(at).died > tick) {
+                let serves = |at: &usize| outlives(entries.entry(*at).died, tick);
+                let newest = planted(Bug::NewestVersion);
+                if let Some(at) = if newest { own.rfind(serves) } else { own.find(serves) } {
                     return Some(entries.entry(at)).filter(|entry| !entry.is_absent());
                 }
             }
@@ -285,6 +288,20 @@ impl Leaf {
     /// lists the range now belongs and is not yet: for each thing kept, the newest that needs it.
     pub(crate) fn sweep(&mut self, live: &[Arc<Cut>]) -> (Vec<usize>, Vec<Page>) {
         let Some(kept) = &mut self.kept else { return (Vec::new(), Vec::new()) };
+        if planted(Bug::SweepFreesNothing) {
+            return (Vec::new(), Vec::new());
+        }
+        let live = if planted(Bug::FreedWithItsLabel) { &[] } else { live };
+        let is_freed = |died: u64| {
+            live.last().is_some_and(|newest| {
+                (planted(Bug::FreesAboveNewest) && died > newest.tick)
+                    || (planted(Bug::FreesBelowNewest) && died <= newest.tick)
+            })
+        };
+        let stays = |died: u64| {
+            planted(Bug::FreesOnlyBelowOldest)
+                && live.first().is_some_and(|oldest| died > oldest.tick)
+        };
         let newest_in =
             |born: u64, died: u64| live.iter().rposition(|cut| born <= cut.tick && cut.tick < died);
         let mut heirs: Vec<usize> = Vec::new();
@@ -310,10 +327,10 @@ impl Leaf {
                     entries.key_into(at, &mut key);
                 }
                 let died = entries.entry(at).died;
-                let heir = newest_in(born, died);
+                let heir = newest_in(born, died).filter(|_| !is_freed(died));
                 born = died;
                 heirs.extend(heir);
-                if heir.is_some() {
+                if heir.is_some() || stays(died) {
                     needed.push(at);
                 }
             }
@@ -363,6 +380,11 @@ fn part(
     let mut page = page.shrunk();
     page.retain();
     Some(page)
+}
+
+/// Whether what died at `died` is still there for the cut of `tick`.
+fn outlives(died: u64, tick: u64) -> bool {
+    died > tick || (planted(Bug::DiedAtCut) && died == tick)
 }
 
 /// The last of the entries of `key`, whose first is at `first`.
@@ -420,7 +442,10 @@ fn merge_at(present: &Page, kept: &Page, tick: u64, out: &mut Page) {
         }
         // Of the key's kept entries the first that died after the cut, if any.
         let last = last_of(kept, old, &old_key);
-        let found = (old..=last).map(|old| kept.entry(old)).find(|entry| entry.died > tick);
+        let mut own = (old..=last).map(|old| kept.entry(old));
+        let serves = |entry: &Entry<'_>| outlives(entry.died, tick);
+        let newest = planted(Bug::NewestVersion);
+        let found = if newest { own.rfind(serves) } else { own.find(serves) };
         match found {
             Some(entry) if entry.is_absent() => {}
             Some(entry) => out.insert(out.len(), &old_key, &Entry { died: 0, ..entry }),

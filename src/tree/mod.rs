@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::commit::{Commit, Cut, Holder, Totals};
+use crate::planted::{Bug, planted};
 use crate::position::Position;
 use crate::slice::{Account, Slice};
 use crate::sync::{HeldLatch, RwLockReadGuard, RwLockWriteGuard, pin};
@@ -147,10 +148,26 @@ impl Tree {
         let guard = pin();
         loop {
             let found = self.directory.find(key, &guard).id;
+            if planted(Bug::DeadWalkedPast)
+                && let Some(latch) = self.walk_past_dead(found, key)
+            {
+                return latch;
+            }
             if let Some(latch) = self.walk(found, key) {
                 return latch;
             }
         }
+    }
+
+    /// For planted bugs: as `walk`, but along the links of dead leaves too.
+    fn walk_past_dead<'a, L: LatchMode<'a>>(&'a self, id: LeafId, key: &[u8]) -> Option<L> {
+        let mut latch = L::latch(&self.slab, id);
+        while !latch.page.as_ref().is_some_and(|page| page.below_high(key)) {
+            let next = latch.next?;
+            drop(latch);
+            latch = L::latch(&self.slab, next);
+        }
+        Some(latch)
     }
 
     /// Latches `id` and walks right from there to the leaf that covers `key`; `None` if it met a dead leaf,
@@ -174,9 +191,18 @@ impl Tree {
     /// The directory may be stale and must not lead left: what it says is used only if it lies right of what
     /// is held; else, and after a dead leaf, the way goes on from the leaf that is held.
     fn latch_right_of<'a, L: LatchMode<'a>>(&'a self, held: &Leaf, key: &[u8]) -> L {
+        if planted(Bug::NextLeafLookedUp) {
+            return self.latch(key);
+        }
         let high = held.live().high().expect("something lies right of the held leaf");
         let guard = pin();
         let found = self.directory.find(key, &guard);
+        if planted(Bug::NextLeafThroughDead)
+            && found.low_is_at_least(high)
+            && let Some(latch) = self.walk_past_dead(found.id, key)
+        {
+            return latch;
+        }
         if found.low_is_at_least(high)
             && let Some(latch) = self.walk(found.id, key)
         {
@@ -311,7 +337,7 @@ impl Tree {
     /// Fails if `bytes` more would exceed the limit.
     fn check_memory(&self, bytes: usize) -> Result<()> {
         let limit = self.config.memory_limit;
-        if limit == u64::MAX {
+        if limit == u64::MAX || planted(Bug::LimitNotChecked) {
             return Ok(());
         }
         let used = self.memory_bytes();

@@ -36,6 +36,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use memmap2::{MmapMut, UncheckedAdvice};
 
 use crate::fingerprint;
+use crate::planted::{Bug, planted};
 use crate::slice::{LargeBytes, Slice};
 use crate::tree::arena::{Arena, BLOCK_MAX, BlockId};
 
@@ -445,7 +446,7 @@ impl Page {
 
     /// From now on the account counts this page as retained for stills; large values count for themselves.
     pub(crate) fn retain(&mut self) {
-        if !self.header().retained {
+        if !self.header().retained && !planted(Bug::RetainedNotCounted) {
             self.header_mut().retained = true;
             let cap = u64::from(self.header().cap);
             let account = Arc::clone(&self.arena().account);

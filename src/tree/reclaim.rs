@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_channel::Sender;
 
 use crate::commit::{Cut, KeyRange};
+use crate::planted::{Bug, planted};
 use crate::slice::Slice;
 use crate::sync::{Mutex, defer, pin};
 use crate::tree::directory::LeafId;
@@ -54,11 +55,7 @@ impl Tree {
     /// A still is dropped: its cut leaves the live set now, what it needed is freed by the reclaimer.
     pub(crate) fn drop_cut(&self, cut: &Arc<Cut>) {
         if self.commit.drop_cut(cut) {
-            let mut queue = self.reclaim.queue.lock();
-            queue.dropped.push_back(Arc::clone(cut));
-            let waiting = std::mem::take(&mut queue.waiting);
-            queue.candidates.extend(waiting);
-            drop(queue);
+            self.reclaim.queue.lock().dropped.push_back(Arc::clone(cut));
             self.wake_reclaimer();
         }
     }
@@ -91,7 +88,16 @@ impl Tree {
         if swept {
             self.commit.sweep_totals();
         }
-        let candidates = std::mem::take(&mut self.reclaim.queue.lock().candidates);
+        let candidates = {
+            let mut queue = self.reclaim.queue.lock();
+            let mut candidates = std::mem::take(&mut queue.candidates);
+            // Only here, after the sweeps: whoever waits for a still that goes while leaves are merged is
+            // found by the next round, which sweeps for that still.
+            if swept && !planted(Bug::MergeNotRetried) {
+                candidates.append(&mut queue.waiting);
+            }
+            candidates
+        };
         for low in candidates {
             self.try_merge(&low);
         }
@@ -126,16 +132,24 @@ impl Tree {
         queue.dropped.is_empty() && queue.candidates.is_empty()
     }
 
+    /// Whether no leaf waits for a still to go before it may be merged.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn nothing_waits(&self) -> bool {
+        self.reclaim.queue.lock().waiting.is_empty()
+    }
+
     fn sweep(&self, range: &KeyRange) {
         let (low, end) = range;
         let mut from = low.to_vec();
         loop {
+            let early = planted(Bug::LiveReadBeforeLatch).then(|| self.commit.live_cuts());
             let mut latch = self.latch_write(&from);
-            let freed = self.sweep_leaf(&mut latch);
+            let freed = self.sweep_leaf(&mut latch, early);
             let high = latch.live().high().map(<[u8]>::to_vec);
             drop(latch);
             drop(freed);
             match (high, end) {
+                _ if planted(Bug::ListOfLeaves) => return,
                 (Some(high), Some(end)) if *high < **end => from = high,
                 (Some(high), None) => from = high,
                 _ => return,
@@ -144,16 +158,23 @@ impl Tree {
     }
 
     /// Frees what the latched leaf keeps for no live cut, and lists it with those that it still keeps for.
-    pub(crate) fn sweep_leaf(&self, latch: &mut WriteLatch<'_>) -> Vec<Page> {
+    ///
+    /// `early` are live cuts that a planted bug read before the latch was taken.
+    pub(crate) fn sweep_leaf(
+        &self,
+        latch: &mut WriteLatch<'_>,
+        mut early: Option<Vec<Arc<Cut>>>,
+    ) -> Vec<Page> {
         let mut freed = Vec::new();
         loop {
-            let live = self.commit.live_cuts();
+            let live = early.take().unwrap_or_else(|| self.commit.live_cuts());
             let (heirs, pages) = latch.sweep(&live);
             freed.extend(pages);
             let page = latch.live();
             let range = (Slice::new(page.low()), page.high().map(Slice::new));
             // An heir that was dropped and drained since the live cuts were read: look again.
-            if heirs.into_iter().all(|heir| live[heir].list(range.clone())) {
+            let lists = |heir: usize| live[heir].list(range.clone());
+            if planted(Bug::NoHandOver) || heirs.into_iter().all(lists) {
                 return freed;
             }
         }
@@ -180,14 +201,18 @@ impl Tree {
 
     /// Merges the leaf that begins at `low` into the one before. `true` if nothing is left to try.
     fn merge_into_left(&self, low: &[u8]) -> bool {
+        let early: Option<WriteLatch<'_>> =
+            planted(Bug::MergeRightFirst).then(|| self.latch_write(low));
         let mut left: WriteLatch<'_> = self.latch_before(Some(low));
+        drop(early);
         if left.live().high() != Some(low) {
             return true;
         }
         let guard = pin();
         let right_id = left.next.expect("a leaf with a high fence has a next one");
         let mut right = WriteLatch::latch(&self.slab, right_id);
-        if left.kept.is_some() || right.kept.is_some() {
+        let keeps = left.kept.is_some() || right.kept.is_some();
+        if keeps && !planted(Bug::MergesKept) {
             // Nothing may be kept: see R7 of the rules of stills in ARCHITECTURE.md.
             right.is_candidate = true;
             self.reclaim.queue.lock().waiting.push(Slice::new(low));
@@ -206,14 +231,27 @@ impl Tree {
         merged.append(b);
         left.page = Some(merged);
         left.next = right.next;
-        left.stamp = left.stamp.max(right.stamp);
+        left.stamp = match planted(Bug::MergedStampLower) {
+            true => left.stamp.min(right.stamp),
+            false => left.stamp.max(right.stamp),
+        };
         // Out of the directory while latched, then dead: who finds a dead leaf never finds it there again.
-        self.directory.remove(low);
-        right.page = None;
-        right.next = None;
+        if !planted(Bug::DeadNeverRemoved) {
+            self.directory.remove(low);
+        }
+        if !planted(Bug::DeadNotMarked) {
+            right.page = None;
+        }
+        if !(planted(Bug::DeadWalkedPast) || planted(Bug::NextLeafThroughDead)) {
+            right.next = None;
+        }
         right.is_candidate = false;
         drop(right);
         let slab = Arc::clone(&self.slab);
+        if planted(Bug::LeafFreedEarly) {
+            slab.free(right_id);
+            return true;
+        }
         defer(&guard, move || slab.free(right_id));
         // What is small still may go on merging.
         left.is_candidate = false;

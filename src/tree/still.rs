@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::commit::{Cut, Holder};
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::slice::Slice;
 use crate::tree::leaf::Leaf;
@@ -102,6 +103,9 @@ impl Still {
 
 impl Drop for Still {
     fn drop(&mut self) {
+        if planted(Bug::RangeLeaksStill) && self.cut.holder == Holder::Range {
+            return;
+        }
         self.tree.drop_cut(&self.cut);
     }
 }
@@ -352,6 +356,12 @@ impl Tree {
         let Some(end) = bounds.high.as_deref().filter(|_| !bounds.is_empty()) else {
             return Ok(None);
         };
+        let copy = |latch: &ReadLatch<'_>| {
+            let mut copy = LeafCopy::default();
+            latch.live().copy_to(&mut copy.page);
+            copy
+        };
+        let mut copies = Vec::new();
         let mut latches = vec![self.latch_read(&bounds.low)];
         self.commit.check()?;
         while let Some(high) = latches[latches.len() - 1].live().high()
@@ -361,14 +371,15 @@ impl Tree {
                 return Ok(None);
             }
             let high = high.to_vec();
+            if planted(Bug::ScanHandOverHand) {
+                copies.extend(latches.drain(..).map(|latch| copy(&latch)));
+                latches.push(self.latch_read(&high));
+                continue;
+            }
             let next = self.latch_right_of(&latches[latches.len() - 1], &high);
             latches.push(next);
         }
-        let copy = |latch: &ReadLatch<'_>| {
-            let mut copy = LeafCopy::default();
-            latch.live().copy_to(&mut copy.page);
-            copy
-        };
-        Ok(Some(latches.iter().map(copy).collect()))
+        copies.extend(latches.iter().map(copy));
+        Ok(Some(copies))
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::commit::{Cut, Delta, KeyspaceSlot, Prepared, Refused};
 use crate::fingerprint;
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::slice::{LargeBytes, Slice};
 use crate::tree::leaf::{Whole, mark_retained};
@@ -194,11 +195,17 @@ impl Tree {
         let delta = delta_of(latch.live(), at, write);
         // Prepared for the newest cut there seems to be; if another is taken meanwhile, for any.
         let mut newest = self.commit.newest_code().checked_sub(1);
-        let (ticket, keeps) = loop {
+        if planted(Bug::NewestAfterLock) {
+            newest = Some(u64::MAX - 1);
+        }
+        let (mut ticket, keeps) = loop {
             let keeps =
                 newest.is_some_and(|newest| self.prepare_keep(latch, key, at, newest, garbage));
             let prepared = Prepared {
-                serves: newest.map_or(0, |newest| newest + 1),
+                serves: match newest {
+                    _ if planted(Bug::NewestBeforeLock) => u64::MAX,
+                    newest => newest.map_or(0, |newest| newest + 1),
+                },
                 listed: if keeps { latch.newest_listed() } else { u64::MAX },
                 drops: None,
             };
@@ -216,9 +223,19 @@ impl Tree {
                 }
             }
         };
+        if planted(Bug::NewestAfterLock) {
+            ticket.look_again();
+        }
+        if planted(Bug::SeqBeforeLatch) {
+            drop(std::mem::replace(latch, self.stand_in()));
+            *latch = self.latch_write(key);
+            at = self.make_room(latch, key, new.as_ref());
+        }
         // Nothing from here to `done` may fail.
         let leaf = &mut **latch;
-        if keeps && ticket.newest.is_some_and(|newest| leaf.must_keep(key, newest)) {
+        let must_keep = ticket.newest.is_some_and(|newest| leaf.must_keep(key, newest));
+        let must_keep = keeps && must_keep && !self.forgets(leaf.live(), at, &new);
+        if must_keep && !planted(Bug::KeepAfterApply) {
             leaf.keep_entry(key, at, ticket.tick);
         }
         let page = leaf.live_mut();
@@ -232,6 +249,9 @@ impl Tree {
             (Err(_), None) => None,
         };
         page.add_fingerprint(delta.fingerprint);
+        if must_keep && planted(Bug::KeepAfterApply) {
+            leaf.keep_entry(key, leaf.live().find(key), ticket.tick);
+        }
         let old_stamp = std::mem::replace(&mut leaf.stamp, ticket.position.seq);
         mark_retained(&trash, leaf);
         garbage.larges.extend(trash);
@@ -243,6 +263,23 @@ impl Tree {
             self.note_shrunk(latch);
         }
         Ok(position)
+    }
+
+    /// Whether a planted bug keeps nothing of the entry at `at`.
+    fn forgets(
+        &self,
+        page: &Page,
+        at: std::result::Result<usize, usize>,
+        new: &Option<Entry<'_>>,
+    ) -> bool {
+        let is_past = || at.is_ok_and(|at| !self.is_visible(&page.entry(at)));
+        (planted(Bug::RemoveKeepsNothing) && new.is_none())
+            || (planted(Bug::ExpiredKeepsNothing) && is_past())
+    }
+
+    /// The latch of a leaf nobody knows, for planted bugs that let one go too early.
+    pub(crate) fn stand_in(&self) -> WriteLatch<'_> {
+        WriteLatch::latch(&self.slab, self.slab.alloc())
     }
 
     /// Makes the leaf able to keep one more entry, if the cut of tick `newest` needs it to.
@@ -305,7 +342,7 @@ impl Tree {
             None => !kept.listed.is_empty(),
         };
         if !is_listed {
-            garbage.pages.extend(self.sweep_leaf(latch));
+            garbage.pages.extend(self.sweep_leaf(latch, None));
         }
     }
 
@@ -360,7 +397,10 @@ impl Tree {
         if first_right < page.len() {
             page.key_into(first_right, &mut right_first);
         }
-        let middle = &right_first[..common_prefix(&left_last, &right_first) + 1];
+        let mut middle = &right_first[..common_prefix(&left_last, &right_first) + 1];
+        if planted(Bug::FenceTooLow) {
+            middle = &left_last;
+        }
         let (low, high) = (page.low().to_vec(), page.high().map(<[u8]>::to_vec));
         let left = page.copied(0..first_right, &low, Some(middle), slack(0));
         let right = page.copied(first_right..page.len(), middle, high.as_deref(), slack(0));
@@ -369,11 +409,24 @@ impl Tree {
         let mut right_latch = WriteLatch::latch(&self.slab, id);
         right_latch.page = Some(right);
         right_latch.stamp = latch.stamp;
+        if planted(Bug::SplitDropsStamp) {
+            right_latch.stamp = Seq(0);
+        }
         right_latch.next = latch.next;
         right_latch.is_candidate = false;
         right_latch.kept = latch.split_kept(&low, middle, high.as_deref());
+        if planted(Bug::SplitDropsKept) {
+            right_latch.kept = None;
+        }
         latch.page = Some(left);
         latch.next = Some(id);
+        if planted(Bug::SplitEnteredLater) {
+            drop(right_latch);
+            drop(std::mem::replace(latch, self.stand_in()));
+            self.directory.insert(middle, id);
+            *latch = self.latch_write(key);
+            return;
+        }
         // Entered while latched: who finds the leaf dead later knows that the directory has forgotten it.
         self.directory.insert(middle, id);
         if key >= middle {

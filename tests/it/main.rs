@@ -2,4 +2,6 @@
 
 mod model;
 mod saves;
+#[cfg(shuttle)]
+mod shuttle;
 mod tidy;

@@ -55,7 +55,7 @@ const ROOMS: &[Room] = &[
     Room { name: "format", modules: &["format"], neighbours: false, may_use: &["floor"] },
     Room {
         name: "floor",
-        modules: &["slice", "error", "clock", "sync", "position", "fingerprint"],
+        modules: &["slice", "error", "clock", "sync", "position", "fingerprint", "planted"],
         neighbours: true,
         may_use: &[],
     },

@@ -1,0 +1,118 @@
+//! Bugs planted on purpose, to test the tests: each is a tempting wrong form of a rule that the engine rests on.
+//!
+//! In a build with `--cfg planted` the environment variable `STILLFRAME_PLANTED` names the one that is alive in this
+//! process; in every other build [`planted`] is `false` at compile time and nothing of them is left.
+//! torture/README.md says which command catches which; `cargo run -p torture -- planted` runs them all.
+
+/// The bugs, by the area they are in. Rules R1 to R10, the wrong forms and I1 to I11 are in ARCHITECTURE.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// R3: the new content is put in place before the old is kept.
+    KeepAfterApply,
+    /// R3: whether a cut lives is looked up before the commit lock and not again under it.
+    NewestBeforeLock,
+    /// R3: .. or after the commit lock was released.
+    NewestAfterLock,
+    /// R3: the place in the order is taken before the leaf is latched.
+    SeqBeforeLatch,
+    /// R8, I3: a batch lets each leaf go as soon as it is done.
+    BatchLetsGoEarly,
+    /// R6: the leaves that a batch gives birth to are not latched until all is applied.
+    BornUnlatched,
+    /// R6: the right half of a split gets nothing of what was kept.
+    SplitDropsKept,
+    /// R6: the right half of a split has no stamp.
+    SplitDropsStamp,
+    /// R5: a version that died at the cut's own tick is taken for one that the cut still has.
+    DiedAtCut,
+    /// R5: of several versions the newest is taken, not the first that died after the cut.
+    NewestVersion,
+    /// R9: what is on a dropped cut's list is freed, whoever else needs it.
+    FreedWithItsLabel,
+    /// R9: versions that died after the newest live cut are freed.
+    FreesAboveNewest,
+    /// R9: versions that died before the newest live cut are freed.
+    FreesBelowNewest,
+    /// R9: only versions that died before the oldest live cut are freed.
+    FreesOnlyBelowOldest,
+    /// R9: the live cuts are read before the leaf is latched.
+    LiveReadBeforeLatch,
+    /// R9: what an older cut still needs is not put on its list.
+    NoHandOver,
+    /// R9: a list leads to one leaf, not to whatever covers the range now.
+    ListOfLeaves,
+    /// R9: a list that was drained for good takes what is listed later.
+    ListNeverCloses,
+    /// R7: a merged leaf has the lower stamp.
+    MergedStampLower,
+    /// R2: cuts at one tick are one entry among the live ones.
+    SameTickIsOneCut,
+    /// R8: the next leaf of a batch is looked up as if nothing were held.
+    NextLeafLookedUp,
+    /// R8: .. or followed through a dead leaf's link.
+    NextLeafThroughDead,
+    /// R7: a merged leaf is not marked dead.
+    DeadNotMarked,
+    /// R7: who finds a dead leaf walks right from it.
+    DeadWalkedPast,
+    /// R7: a merged leaf stays in the directory.
+    DeadNeverRemoved,
+    /// R6: the right half of a split is entered into the directory later, by nobody who holds it.
+    SplitEnteredLater,
+    /// R10: a scan of the present holds one latch at a time.
+    ScanHandOverHand,
+    /// R7: leaves are merged whatever they keep.
+    MergesKept,
+    /// I7: a merge latches the right leaf before the left.
+    MergeRightFirst,
+    /// Nothing is kept of an entry that is removed.
+    RemoveKeepsNothing,
+    /// Nothing is kept of an entry whose time has passed.
+    ExpiredKeepsNothing,
+    /// Nothing is kept of what a range delete removes.
+    RangeKeepsNothing,
+    /// Nothing is kept of a keyspace's old totals.
+    TotalsKeepNothing,
+    /// R2: a cut reads its tick, lets the lock go, and takes its Position later.
+    CutReadsTwice,
+    /// R2: a cut is counted among the live ones after its tick was read.
+    CutCountedLate,
+    /// A merged leaf's number is used again while somebody may still have it from the directory.
+    LeafFreedEarly,
+    /// A still that a range held is never dropped.
+    RangeLeaksStill,
+    /// I6: a split's fence lies one entry too low.
+    FenceTooLow,
+    /// I7: a reader's closure runs under the leaf's latch.
+    ClosureUnderLatch,
+    /// I8: what is kept for stills is not counted as retained.
+    RetainedNotCounted,
+    /// I8: a leaf that keeps something for no live cut is left as it is.
+    SweepFreesNothing,
+    /// I8: leaves that could not be merged under a still are never tried again.
+    MergeNotRetried,
+    /// I11: the reclaimer is not told to stop, but waited for.
+    ReclaimerNotStopped,
+    /// I11: the reclaimer is neither told to stop nor waited for.
+    ReclaimerLeaked,
+    /// A write past the memory limit is done all the same.
+    LimitNotChecked,
+    /// A handle to a dropped keyspace goes on writing.
+    DroppedStillWrites,
+}
+
+/// Whether `bug` is alive.
+#[cfg(not(planted))]
+#[inline(always)]
+pub(crate) const fn planted(_: Bug) -> bool {
+    false
+}
+
+/// Whether `bug` is alive.
+#[cfg(planted)]
+pub(crate) fn planted(bug: Bug) -> bool {
+    use std::sync::OnceLock;
+    static NAME: OnceLock<Option<String>> = OnceLock::new();
+    let name = NAME.get_or_init(|| std::env::var("STILLFRAME_PLANTED").ok());
+    name.as_ref().is_some_and(|name| *name == format!("{bug:?}"))
+}
