@@ -177,6 +177,8 @@ impl Tree {
         let mut latch = L::latch(&self.slab, id);
         loop {
             let page = latch.page.as_ref()?;
+            // The fences and then the search touch these lines one after the other: now they come together.
+            page.prefetch();
             if page.below_high(key) {
                 return Some(latch);
             }
@@ -266,8 +268,6 @@ impl Tree {
     ) -> Result<Option<R>> {
         let leaf = self.latch_read(key);
         let page = leaf.live();
-        // The search will touch some of these lines one after the other: now they come together.
-        page.prefetch();
         self.commit.check()?;
         let Ok(at) = page.find(key) else { return Ok(None) };
         let entry = page.entry(at);

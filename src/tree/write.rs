@@ -125,7 +125,6 @@ impl Tree {
         let mut latch = self.latch_write(write.key);
         let (current, verdict) = {
             let page = latch.live();
-            page.prefetch();
             let entry = page.find(write.key).ok().map(|at| page.entry(at));
             let entry = entry.filter(|entry| self.is_visible(entry));
             let verdict = match write.condition.judge(entry.as_ref()) {
