@@ -143,6 +143,20 @@ impl Snapshot {
     }
 }
 
+/// Outside semver.
+#[cfg(feature = "simulation")]
+impl SnapshotKeyspace {
+    /// The stamp that the leaf around `key` had: the number of its last change, or a later one.
+    ///
+    /// # Errors
+    /// As the other methods.
+    pub fn leaf_stamp(&self, key: impl AsRef<[u8]>) -> Result<Seq> {
+        let mut copy = crate::tree::LeafCopy::default();
+        self.snapshot.still.copy_leaf(&InternalKey::new(self.id, key.as_ref())?, &mut copy)?;
+        Ok(copy.stamp())
+    }
+}
+
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Snapshot({})", self.position())

@@ -172,9 +172,13 @@ impl Tree {
             freed.extend(pages);
             let page = latch.live();
             let range = (Slice::new(page.low()), page.high().map(Slice::new));
-            // An heir that was dropped and drained since the live cuts were read: look again.
-            let lists = |heir: usize| live[heir].list(range.clone());
-            if planted(Bug::NoHandOver) || heirs.into_iter().all(lists) {
+            // An heir that was dropped and drained since the live cuts were read: look again. All are asked first,
+            // since the leaf counts itself as listed with each of them from now on.
+            let mut all_listed = true;
+            for heir in heirs {
+                all_listed &= planted(Bug::NoHandOver) || live[heir].list(range.clone());
+            }
+            if all_listed {
                 return freed;
             }
         }

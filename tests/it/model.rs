@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use stillframe::simulation::{Random, SimClock};
-use stillframe::{Database, Keyspace, Seq, Slice, Snapshot, WriteOptions};
+use stillframe::{Database, Error, Keyspace, Seq, Slice, Snapshot, WriteOptions};
 
 /// Value and expiry by key.
 type Model = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
@@ -188,6 +188,13 @@ impl Run {
                 let model = std::mem::take(&mut self.world.spaces[which]);
                 assert_eq!(space.clear().unwrap(), model.len() as u64);
             }
+            20 if self.random.one_in(6) => {
+                // Dropped with all it holds, and begun anew; stills keep the old one.
+                assert!(self.db.drop_keyspace(NAMES[which]).unwrap());
+                assert!(matches!(space.insert(&key, "x"), Err(Error::NoKeyspace)));
+                self.spaces[which] = self.db.keyspace(NAMES[which]).unwrap();
+                self.world.spaces[which].clear();
+            }
             21 => {
                 let popped =
                     if self.random.one_in(2) { space.pop_first() } else { space.pop_last() };
@@ -305,6 +312,7 @@ impl Run {
         assert_eq!(held.snapshot.fingerprint(), held.fingerprint);
         let records = held.world.spaces.iter().map(BTreeMap::len).sum::<usize>();
         assert_eq!(held.snapshot.len().unwrap(), records as u64);
+        held.snapshot.check().unwrap();
         for (name, model) in NAMES.iter().zip(&held.world.spaces) {
             let space = held.snapshot.keyspace(name).unwrap();
             assert_eq!(space.len().unwrap(), model.len() as u64, "len of a still");
@@ -323,6 +331,9 @@ impl Run {
             for (key, value) in &expected {
                 assert_eq!(space.get(key).unwrap().unwrap(), *value);
             }
+            let edge = |found: Option<(Slice, Slice)>| found.map(|(k, v)| (k.to_vec(), v.to_vec()));
+            assert_eq!(edge(space.first().unwrap()), expected.first().cloned());
+            assert_eq!(edge(space.last().unwrap()), expected.last().cloned());
         }
     }
 }

@@ -1,0 +1,237 @@
+//! `torture planted`: every bug of src/planted.rs against the test that README.md here names for it.
+//!
+//! The table in README.md is what is run. A test that is named there must pass without a bug and fail, or never
+//! end, with its bug alive; anything else is a bug that was missed.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::{Value, json};
+
+const TABLE: &str = include_str!("../README.md");
+/// A test that runs for so long will never end.
+const MAX_TIME: Duration = Duration::from_secs(120);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Only these bugs.
+    bugs: Vec<String>,
+}
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Eq)]
+struct Planted {
+    bug: String,
+    suite: Suite,
+    test: String,
+    seed: u64,
+}
+
+/// A test binary and how it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Suite {
+    /// The integration tests.
+    It,
+    /// The library's own.
+    Lib,
+    /// The integration tests under the model checker.
+    Shuttle,
+}
+
+impl Suite {
+    fn of(name: &str) -> Result<Self> {
+        Ok(match name {
+            "it" => Suite::It,
+            "lib" => Suite::Lib,
+            "shuttle" => Suite::Shuttle,
+            _ => bail!("the table names a suite `{name}`, which there is not"),
+        })
+    }
+
+    /// Builds it, in a directory of its own, and returns the binary.
+    fn build(self, root: &Path) -> Result<PathBuf> {
+        let (flags, folder, args): (&str, &str, &[&str]) = match self {
+            Suite::It => ("--cfg planted", "planted", &["--test", "it"]),
+            Suite::Lib => ("--cfg planted", "planted", &["--lib"]),
+            Suite::Shuttle => {
+                ("--cfg planted --cfg shuttle", "planted-shuttle", &["--release", "--test", "it"])
+            }
+        };
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(root)
+            .env("RUSTFLAGS", flags)
+            .stderr(Stdio::inherit())
+            .stdout(Stdio::piped());
+        cargo.args(["test", "--locked", "--package", "stillframe", "--no-run"]).args(args);
+        cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
+        let mut child = cargo.arg(target.join(folder)).spawn().context("starting cargo")?;
+        let mut binary = None;
+        for line in BufReader::new(child.stdout.take().context("cargo's output")?).lines() {
+            let message: Value = serde_json::from_str(&line?).context("what cargo says")?;
+            if let Some(path) = message["executable"].as_str() {
+                binary = Some(PathBuf::from(path));
+            }
+        }
+        ensure!(child.wait()?.success(), "the build with planted bugs fails");
+        binary.context("cargo named no test binary")
+    }
+}
+
+/// How a test ended.
+enum End {
+    Passed,
+    /// With the first line that tells why.
+    Failed(String),
+    Hung,
+}
+
+fn run_test(binary: &Path, root: &Path, line: &Planted, alive: bool) -> Result<End> {
+    let mut test = Command::new(binary);
+    test.current_dir(root)
+        .args([&line.test, "--exact"])
+        .env("STILLFRAME_SEED", line.seed.to_string());
+    test.env("RUST_BACKTRACE", "0").env_remove("STILLFRAME_SEEDS").env_remove("STILLFRAME_PLANTED");
+    if alive {
+        test.env("STILLFRAME_PLANTED", &line.bug);
+    }
+    let mut child =
+        test.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (mut out, mut err) = (child.stdout.take().context("its output")?, child.stderr.take());
+    let (said, text) = mpsc::channel();
+    thread::spawn(move || {
+        let errors = thread::spawn(move || {
+            let mut text = Vec::new();
+            err.as_mut().map(|err| err.read_to_end(&mut text));
+            text
+        });
+        let mut text = Vec::new();
+        let _ = out.read_to_end(&mut text);
+        text.extend(errors.join().unwrap_or_default());
+        // Nobody listens any more if it took too long.
+        let _ = said.send(text);
+    });
+    let Ok(text) = text.recv_timeout(MAX_TIME) else {
+        child.kill()?;
+        child.wait()?;
+        return Ok(End::Hung);
+    };
+    let status = child.wait()?;
+    let text = String::from_utf8_lossy(&text);
+    if status.success() {
+        ensure!(text.contains("1 passed"), "there is no test `{}`", line.test);
+        return Ok(End::Passed);
+    }
+    let mut lines = text.lines().skip_while(|line| !line.contains("panicked at")).skip(1);
+    Ok(End::Failed(lines.next().map_or_else(|| status.to_string(), |why| why.trim().to_owned())))
+}
+
+/// The rows of the first table whose first cell is code.
+fn table(text: &str) -> Result<Vec<Planted>> {
+    let mut all = Vec::new();
+    for row in text.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> =
+            row.trim_matches('|').split('|').map(|c| c.trim().trim_matches('`')).collect();
+        let [bug, _what, suite, test, seed] = cells[..] else {
+            bail!("a row of the table has {} cells: {row}", cells.len());
+        };
+        let seed = seed.parse().with_context(|| format!("the seed of {bug}"))?;
+        all.push(Planted { bug: bug.into(), suite: Suite::of(suite)?, test: test.into(), seed });
+    }
+    Ok(all)
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+    let mut lines = table(TABLE)?;
+    if !options.bugs.is_empty() {
+        lines.retain(|line| options.bugs.contains(&line.bug));
+        ensure!(!lines.is_empty(), "none of these bugs is in the table");
+    }
+    let mut binaries: HashMap<Suite, PathBuf> = HashMap::new();
+    let mut healthy = HashMap::new();
+    let (mut reports, mut missed) = (Vec::new(), 0);
+    for line in &lines {
+        if !binaries.contains_key(&line.suite) {
+            binaries.insert(line.suite, line.suite.build(root)?);
+        }
+        let binary = &binaries[&line.suite];
+        // Hangs of a healthy engine are failures too.
+        let is_healthy = match healthy.get(&(line.suite, &line.test, line.seed)) {
+            Some(known) => *known,
+            None => {
+                let passes = matches!(run_test(binary, root, line, false)?, End::Passed);
+                healthy.insert((line.suite, &line.test, line.seed), passes);
+                passes
+            }
+        };
+        let began = Instant::now();
+        let end = run_test(binary, root, line, true)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let (caught, how) = match end {
+            _ if !is_healthy => (false, "the test fails without the bug".to_owned()),
+            End::Passed => (false, "the test passes with the bug".to_owned()),
+            End::Failed(why) => (true, why),
+            End::Hung => (true, "never ends".to_owned()),
+        };
+        missed += usize::from(!caught);
+        if !options.json {
+            let word = if caught { "caught" } else { "MISSED" };
+            let how: String = how.chars().take(80).collect();
+            println!("{word}  {:22} {:40} {seconds:6.1} s  {how}", line.bug, line.test);
+        }
+        reports.push(json!({
+            "bug": line.bug, "test": line.test, "seed": line.seed, "caught": caught,
+            "seconds": seconds, "how": how,
+        }));
+    }
+    let caught = lines.len() - missed;
+    if options.json {
+        println!("{}", json!({ "bugs": reports, "caught": caught, "missed": missed }));
+    } else {
+        println!("{caught} caught, {missed} missed");
+    }
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_planted_bug_is_in_the_table_once() {
+        let source = include_str!("../../src/planted.rs");
+        let list = source.split("enum Bug {").nth(1).and_then(|rest| rest.split("\n}").next());
+        let lines = list.expect("the list of bugs").lines().map(str::trim);
+        let bugs = lines.filter(|line| !line.starts_with("//") && !line.is_empty());
+        let mut bugs: Vec<String> =
+            bugs.map(|line| line.trim_end_matches(',').to_owned()).collect();
+        let mut listed: Vec<String> =
+            table(TABLE).unwrap().into_iter().map(|line| line.bug).collect();
+        bugs.sort();
+        listed.sort();
+        assert_eq!(bugs, listed);
+    }
+
+    #[test]
+    fn a_row_says_what_to_run() {
+        let text = "| bug | what |\n|---|---|\n| `A` | why | it | `model::x` | 7 |\nnot | a | row";
+        let expected =
+            Planted { bug: "A".into(), suite: Suite::It, test: "model::x".into(), seed: 7 };
+        assert_eq!(table(text).unwrap(), [expected]);
+        assert!(table("| `A` | why | it |").is_err());
+        assert!(table("| `A` | why | nowhere | `x` | 7 |").is_err());
+    }
+}
