@@ -1,2 +1,34 @@
-//! Long correctness campaigns.
-fn main() {}
+//! Long correctness campaigns, one subcommand each; README.md here says what each proves and what it found.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod allocator;
+mod canonical;
+mod corrupt;
+mod damage;
+mod read;
+
+#[derive(Parser)]
+#[command(about = "Long correctness campaigns for stillframe")]
+struct Arguments {
+    #[command(subcommand)]
+    campaign: Campaign,
+}
+
+#[derive(Subcommand)]
+enum Campaign {
+    /// Damages a snapshot file in every way and reads it in every way: each change must be found.
+    Corrupt(corrupt::Options),
+    /// One process of `corrupt`; started by it.
+    #[command(hide = true)]
+    CorruptPart(corrupt::Part),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().campaign {
+        Campaign::Corrupt(options) => corrupt::run(&options),
+        Campaign::CorruptPart(part) => part.run().map(|()| ExitCode::SUCCESS),
+    }
+}
