@@ -54,6 +54,7 @@ pub struct SaveOptions {
     compression: Compression,
     threads: usize,
     rate_limit: Option<u64>,
+    block_bytes: Option<usize>,
 }
 
 impl SaveOptions {
@@ -79,13 +80,22 @@ impl SaveOptions {
         self
     }
 
+    /// Blocks of about so many bytes of keys and values, so that few entries fill many. Outside semver.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn block_bytes(mut self, bytes: usize) -> Self {
+        self.block_bytes = Some(bytes);
+        self
+    }
+
     fn for_writer(self) -> WriterOptions {
         let processors = || thread::available_parallelism().map_or(1, usize::from);
         let threads = match self.threads {
             0 => processors().saturating_sub(1).max(1),
             threads => threads,
         };
-        WriterOptions { codec: self.compression.codec(), threads, rate_limit: self.rate_limit }
+        let Self { compression, rate_limit, block_bytes: claim_bytes, .. } = self;
+        WriterOptions { codec: compression.codec(), threads, rate_limit, claim_bytes }
     }
 }
 

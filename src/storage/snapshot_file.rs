@@ -207,6 +207,18 @@ impl SnapshotFile {
     }
 }
 
+/// Outside semver.
+#[cfg(feature = "simulation")]
+impl SnapshotFile {
+    /// As [`SnapshotFile::open`], on a disk of the caller's.
+    ///
+    /// # Errors
+    /// As [`SnapshotFile::open`].
+    pub fn open_on_disk(disk: &dyn Disk, path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_on(disk, path.as_ref())
+    }
+}
+
 impl fmt::Debug for SnapshotFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SnapshotFile")

@@ -107,7 +107,7 @@ impl Map {
 
     pub(super) fn bytes(&self, codec: Codec, threads: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let options = WriterOptions { codec, threads, rate_limit: None };
+        let options = WriterOptions { codec, threads, rate_limit: None, claim_bytes: None };
         let progress = Progress::default();
         write_snapshot(self, &self.cut(), FILE_ID, options, &progress, &mut |part| {
             bytes.extend_from_slice(part);
@@ -486,7 +486,8 @@ fn blocks_dropped_doubled_swapped_or_of_another_file_are_refused() {
     let good = map.bytes(Codec::Lz4, 1);
     let other = {
         let mut bytes = Vec::new();
-        let options = WriterOptions { codec: Codec::Lz4, threads: 1, rate_limit: None };
+        let options =
+            WriterOptions { codec: Codec::Lz4, threads: 1, rate_limit: None, claim_bytes: None };
         write_snapshot(&map, &map.cut(), [0xAB; 16], options, &Progress::default(), &mut |part| {
             bytes.extend_from_slice(part);
             Ok(())

@@ -29,33 +29,36 @@ pub(crate) fn walk<T: Send>(
     let start = (HEADER_LEN as u64, 0);
     let cursor = Mutex::new(Cursor { next: BlockAt::default(), index: None, start });
     let failed = AtomicBool::new(false);
-    let parts = thread::scope(|scope| {
-        let worker = || {
-            let mut part = Part {
-                visited: Vec::new(),
-                totals: Totals::default(),
-                content: Content::default(),
-                error: None,
-            };
-            // Relaxed: who sees it late visits a block too many.
-            while !failed.load(Ordering::Relaxed) {
-                match visit_next(reader, &cursor, &visit, &mut part) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err((place, error)) => {
-                        failed.store(true, Ordering::Relaxed);
-                        part.error = Some((place, error));
+    let parts =
+        thread::scope(|scope| {
+            let worker = || {
+                let mut part = Part {
+                    visited: Vec::new(),
+                    totals: Totals::default(),
+                    content: Content::default(),
+                    error: None,
+                };
+                // Relaxed: who sees it late visits a block too many.
+                while !failed.load(Ordering::Relaxed) {
+                    match visit_next(reader, &cursor, &visit, &mut part) {
+                        Ok(true) => {}
+                        Ok(false) => break,
+                        Err((place, error)) => {
+                            failed.store(true, Ordering::Relaxed);
+                            part.error = Some((place, error));
+                        }
                     }
                 }
-            }
-            part
-        };
-        let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(worker)).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect::<Vec<_>>()
-    });
+                part
+            };
+            // This thread is one of them.
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(worker)).collect();
+            let mut parts = vec![worker()];
+            parts.extend(others.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            }));
+            parts
+        });
     let mut totals = Totals::default();
     let mut content = Content::default();
     let mut visited = Vec::new();

@@ -66,6 +66,8 @@ pub(crate) struct WriterOptions {
     pub(crate) threads: usize,
     /// Bytes of file per second.
     pub(crate) rate_limit: Option<u64>,
+    /// Ends a claim at so many bytes of keys and values instead of the usual.
+    pub(crate) claim_bytes: Option<usize>,
 }
 
 /// A packed block on its way to the writer; a summary comes with leaf blocks.
@@ -92,7 +94,8 @@ pub(crate) fn write_snapshot<S: LeafSource>(
     let (claims, ordered) = bounded::<Pieces>(threads * 2);
     // Buffers go round: from the writer back to whoever encodes next.
     let (used, spare) = bounded::<Vec<u8>>(threads * 4);
-    let cursor = Mutex::new(Cursor { next: Some(Vec::new()) });
+    let claim_bytes = options.claim_bytes.unwrap_or(CLAIM_BYTES);
+    let cursor = Mutex::new(Cursor { next: Some(Vec::new()), claim_bytes });
     thread::scope(|scope| {
         for _ in 0..threads {
             let encoder = Encoder::new(options.codec, spare.clone());
@@ -108,6 +111,7 @@ pub(crate) fn write_snapshot<S: LeafSource>(
 /// Where the next claim starts; `None` once there is none.
 struct Cursor {
     next: Option<Vec<u8>>,
+    claim_bytes: usize,
 }
 
 impl Cursor {
@@ -140,7 +144,7 @@ impl Cursor {
         progress.check()?;
         let (mut count, mut bytes) = (0, 0);
         while let Some(from) = &mut self.next
-            && bytes < CLAIM_BYTES
+            && bytes < self.claim_bytes
         {
             if count == copies.len() {
                 copies.push(Default::default());

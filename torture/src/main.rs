@@ -4,7 +4,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod allocator;
+mod canonical;
+mod corrupt;
+mod damage;
 mod planted;
+mod read;
 
 #[derive(Parser)]
 #[command(about = "Long correctness campaigns for stillframe")]
@@ -15,12 +20,19 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Campaign {
+    /// Damages a snapshot file in every way and reads it in every way: each change must be found.
+    Corrupt(corrupt::Options),
+    /// One process of `corrupt`; started by it.
+    #[command(hide = true)]
+    CorruptPart(corrupt::Part),
     /// Builds with planted bugs and runs, for each, the test that must catch it.
     Planted(planted::Options),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().campaign {
+        Campaign::Corrupt(options) => corrupt::run(&options),
+        Campaign::CorruptPart(part) => part.run().map(|()| ExitCode::SUCCESS),
         Campaign::Planted(options) => planted::run(&options),
     }
 }
