@@ -260,7 +260,9 @@ mod tests {
 
     #[test]
     fn order_is_the_order_of_bytes() {
-        assert!(Slice::from("b") > Slice::from("abcdefghijklmnopqrstuvwxyz"));
-        assert!(Slice::from("") < Slice::from(&[0]));
+        let (short, long) = (Slice::from("b"), Slice::from("abcdefghijklmnopqrstuvwxyz"));
+        assert!(short > long);
+        let (empty, zero) = (Slice::from(""), Slice::from(&[0]));
+        assert!(empty < zero);
     }
 }

@@ -221,12 +221,12 @@ impl Arena {
     pub(crate) fn begin_compaction(&self) {
         self.wasteful.store(false, Relaxed);
         let mut state = self.state.lock();
-        for class in 0..CLASSES.len() {
+        for (class, &blocks) in CLASSES.iter().enumerate() {
             let mut spans = state.partial[class].clone();
             let free_of = |span: &u32| usize::from(state.spans[*span as usize].free_count);
             let free: usize = spans.iter().map(free_of).sum();
             // So many spans would be empty if the used blocks were packed.
-            let spare = free / usize::from(CLASSES[class]);
+            let spare = free / usize::from(blocks);
             spans.sort_by_key(|span| std::cmp::Reverse(free_of(span)));
             for &span in &spans[..spare.min(spans.len().saturating_sub(1))] {
                 state.unlist(span);
@@ -395,7 +395,7 @@ mod tests {
         for _ in 0..20_000 {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let pick = (random >> 33) as usize;
-            if live.len() > 600 || (pick % 3 == 0 && !live.is_empty()) {
+            if live.len() > 600 || (pick.is_multiple_of(3) && !live.is_empty()) {
                 let block = live.swap_remove(pick % live.len());
                 arena.free(block.id);
             } else {

@@ -67,10 +67,7 @@ impl Tree {
         end: End,
     ) -> Result<(Vec<L>, Option<(L, usize)>)> {
         match end {
-            End::First => {
-                let (mut passed, found) = self.latch_run(self.latch(&bounds.low), bounds, true)?;
-                Ok((passed.drain(..).collect(), found))
-            }
+            End::First => self.latch_run(self.latch(&bounds.low), bounds, true),
             End::Last => {
                 // The way left is not along links: begin further and further left, and walk right to the end.
                 let mut fence = bounds.high.clone();

@@ -236,8 +236,7 @@ impl Tree {
                 None => self.directory.find(&[0xff; 8], &guard).id,
             };
             let mut latch = L::latch(&self.slab, found);
-            loop {
-                let Some(page) = &latch.page else { break };
+            while let Some(page) = &latch.page {
                 let is_left = match (page.high(), fence) {
                     (Some(high), Some(fence)) => high < fence,
                     (Some(_), None) => true,

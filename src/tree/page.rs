@@ -584,7 +584,6 @@ impl Page {
     pub(crate) fn suffix_into(&self, at: usize, key: &mut Vec<u8>) {
         let slot = self.slots()[at];
         let parts = self.parts(slot);
-        #[expect(clippy::cast_possible_truncation, reason = "the head is the upper half")]
         let head = ((slot >> 32) as u32).to_be_bytes();
         key.extend_from_slice(&head[..parts.suffix_len.min(4)]);
         key.extend_from_slice(self.rest_of(slot, &parts));

@@ -1,4 +1,5 @@
 //! The integration tests, one binary.
+#![expect(clippy::cast_possible_truncation, reason = "tests make small numbers of random ones")]
 
 mod lifetimes;
 mod memory;

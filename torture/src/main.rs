@@ -1,4 +1,5 @@
 //! Long correctness campaigns, one subcommand each; README.md here says what each proves and what it found.
+#![expect(clippy::cast_possible_truncation, reason = "campaigns make small numbers of random ones")]
 
 use std::process::ExitCode;
 

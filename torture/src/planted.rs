@@ -4,6 +4,7 @@
 //! end, with its bug alive; anything else is a bug that was missed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -164,10 +165,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut healthy = HashMap::new();
     let (mut reports, mut missed) = (Vec::new(), 0);
     for line in &lines {
-        if !binaries.contains_key(&line.suite) {
-            binaries.insert(line.suite, line.suite.build(root)?);
-        }
-        let binary = &binaries[&line.suite];
+        let binary = match binaries.entry(line.suite) {
+            Entry::Occupied(built) => built.into_mut(),
+            Entry::Vacant(vacant) => vacant.insert(line.suite.build(root)?),
+        };
         // Hangs of a healthy engine are failures too.
         let is_healthy = match healthy.get(&(line.suite, &line.test, line.seed)) {
             Some(known) => *known,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stillframe::simulation::{Disk, DiskFile};
@@ -31,10 +31,13 @@ enum Way {
     Untyped(String),
 }
 
+/// Keys and values in order.
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Everything that is needed to read damaged files one after the other.
 pub(crate) struct Reader {
     /// Names in order, with what is shown of each keyspace.
-    expected: Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>,
+    expected: Vec<(String, Pairs)>,
     disk: OneFile,
     builder: Builder,
 }
@@ -220,6 +223,9 @@ impl Disk for OneFile {
     }
     fn list(&self, _: &Path) -> io::Result<Vec<std::ffi::OsString>> {
         refused()
+    }
+    fn identify(&self, dir: &Path) -> io::Result<PathBuf> {
+        Ok(dir.to_owned())
     }
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         refused()
