@@ -190,7 +190,8 @@ fn dropping_everything_ends_and_leaks_no_thread() {
             threads.push(thread::spawn(move || {
                 // Each thread is the last to hold something, in an order that nobody fixes.
                 let mut range = space.range::<&[u8]>(..);
-                assert!(range.next().unwrap().is_ok());
+                // Another thread may have cleared the keyspace before this range began.
+                assert!(range.next().is_none_or(|item| item.is_ok()));
                 match (round + number) % 4 {
                     0 => drop(db),
                     1 => db.close().unwrap(),
