@@ -42,8 +42,9 @@ pub(crate) struct Changes<'a> {
 struct Planned<'a> {
     latch: WriteLatch<'a>,
     pages: Vec<Page>,
-    /// Keys whose content changes.
-    changed: Vec<Vec<u8>>,
+    /// Keys whose content changes: those of entries here, or of operations. Numbers, since a range may remove
+    /// millions.
+    changed: Vec<Source>,
     keep: Keep,
 }
 
@@ -93,7 +94,7 @@ impl Tree {
             if let Some(newest) = newest.filter(|_| !forgets) {
                 let cuts = self.commit.live_ticks();
                 for leaf in &mut planned {
-                    leaf.plan_keep(newest, &cuts);
+                    leaf.plan_keep(newest, &cuts, &changes.ops);
                 }
             }
             let serves = newest.map_or(0, |newest| newest + 1);
@@ -201,7 +202,7 @@ impl Tree {
                 } else if let Some(range) = range {
                     deltas.remove(range.slot, &key, range.prefix_len, &old);
                     deltas.removed_by_ranges += 1;
-                    changed.push(key.clone());
+                    changed.push(Source::Old(at));
                 } else {
                     sources.push(Source::Old(at));
                 }
@@ -209,7 +210,7 @@ impl Tree {
             if let Some(new) = new {
                 // Removing what is not there changes nothing.
                 if new.put.is_some() || order.is_eq() {
-                    changed.push(new.key.clone());
+                    changed.push(Source::New(first + op));
                 }
                 if let Some(put) = &new.put {
                     deltas.put(new.slot, &new.key, new.prefix_len, put);
@@ -381,15 +382,23 @@ impl Tree {
 
 impl Planned<'_> {
     /// Plans what to keep, `newest` being the newest live cut's tick and `cuts` all live ones'.
-    fn plan_keep(&mut self, newest: u64, cuts: &[u64]) {
+    fn plan_keep(&mut self, newest: u64, cuts: &[u64], ops: &[BatchOp<'_>]) {
         let Self { latch, changed, keep, .. } = self;
         *keep = Keep::Nothing;
-        let needed: Vec<&Vec<u8>> =
-            changed.iter().filter(|key| latch.must_keep(key, newest)).collect();
+        let page = latch.live();
+        let key_of = |source: &Source| match *source {
+            Source::New(op) => ops[op].key.clone(),
+            Source::Old(at) => {
+                let mut key = Vec::new();
+                page.key_into(at, &mut key);
+                key
+            }
+        };
+        let keys = changed.iter().map(key_of);
+        let needed: Vec<Vec<u8>> = keys.filter(|key| latch.must_keep(key, newest)).collect();
         if needed.is_empty() {
             return;
         }
-        let page = latch.live();
         let old_entry = |key: &[u8]| match page.find(key) {
             Ok(at) => Entry { died: DIED_PENDING, ..page.entry(at) },
             Err(_) => Entry { value: Value::Absent, expire_at: 0, died: DIED_PENDING },
@@ -410,7 +419,7 @@ impl Planned<'_> {
             entries.append(kept);
         }
         for key in needed {
-            keep_in(&mut entries, page, key, page.find(key), DIED_PENDING);
+            keep_in(&mut entries, page, &key, page.find(&key), DIED_PENDING);
         }
         *keep = Keep::Entries(entries);
     }

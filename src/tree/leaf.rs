@@ -123,13 +123,13 @@ impl Leaf {
             Some(entries) if entries.free() >= bytes => entries,
             Some(entries) => {
                 let room = entries.used() + bytes;
-                let mut resized = entries.resized((room + room / 4).min(super::page::AREA_MAX));
+                let mut resized = entries.resized(kept_room(room));
                 resized.retain();
                 resized
             }
             None => {
-                let mut entries =
-                    Page::new(&page.arena(), page.low(), page.high(), bytes + bytes / 4);
+                let room = kept_room(bytes);
+                let mut entries = Page::new(&page.arena(), page.low(), page.high(), room);
                 entries.retain();
                 entries
             }
@@ -359,6 +359,16 @@ impl Leaf {
         }
         (heirs, freed)
     }
+}
+
+/// Room for kept entries that need `bytes`: few sizes, since while a save runs all leaves grow through them
+/// and leave memory of each behind.
+fn kept_room(bytes: usize) -> usize {
+    let room = match bytes {
+        ..=2048 => bytes.next_power_of_two().max(448),
+        _ => bytes.next_multiple_of(1024),
+    };
+    room.min(super::page::AREA_MAX)
 }
 
 /// Copies the entries in `range` into a page of its own.
