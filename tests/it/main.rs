@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 
 mod model;
+mod python_reader;
 mod saves;
 mod tidy;
