@@ -4,6 +4,7 @@
 mod lifetimes;
 mod memory;
 mod model;
+mod python_reader;
 mod saves;
 #[cfg(shuttle)]
 mod shuttle;
