@@ -220,9 +220,10 @@ def read_index(block):
 def check_catalogue(entries):
     """Names of the keyspaces by id (§3)."""
     names = {}
-    for at, key, value, _ in entries:
+    for at, key, value, expire_at in entries:
         if key[:4] == bytes(4):
             space = int.from_bytes(value, "little")
+            need(expire_at == 0, at, "a catalogue entry has an expiry")
             need(1 <= len(key) - 4 <= MAX_NAME and len(value) == 4, at, "a catalogue entry has a wrong length")
             need(space >= 1 and space not in names, at, "a keyspace has id 0 or that of another")
             try:

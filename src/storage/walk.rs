@@ -233,6 +233,10 @@ pub(crate) fn catalogue_entry<'k>(
         return range("length of a keyspace name", name.len() as u64, 1, max);
     }
     let name = std::str::from_utf8(name).map_err(|_| Fault::Text)?;
+    // A name that went away with time would show other keyspaces to who loads than to who reads in place.
+    if entry.expire_at != 0 {
+        return range("expiry of a catalogue entry", entry.expire_at, 0, 0);
+    }
     let id = match entry.value {
         Stored::Inline(bytes) => bytes.try_into().map(u32::from_le_bytes).ok(),
         Stored::Large(_) => None,

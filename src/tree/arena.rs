@@ -327,7 +327,7 @@ impl State {
         self.idle_spans += 1;
         // Some stay resident: a database whose size goes up and down would else give them back and fault
         // them in again all the time.
-        if self.idle_spans > 16 + self.used_spans / 16 {
+        if self.idle_spans > 16 + self.used_spans / 8 {
             let highest = self.free_spans.iter().rev().copied();
             let resident = highest.filter(|span| !self.spans[*span as usize].released);
             let spans: Vec<u32> = resident.take(self.idle_spans / 2 + 1).collect();
