@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::{ControlFlow, RangeBounds};
 use std::sync::Arc;
 
+#[cfg(doc)]
+use crate::Error;
 use crate::Result;
 use crate::batch::delete_bounds;
 use crate::commit::{Holder, KeyspaceSlot};
@@ -24,7 +26,7 @@ use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Still, Writte
 /// anything locked, so they may use the database.
 ///
 /// # Errors
-/// Every method fails with [`Error::Poisoned`](crate::Error::Poisoned) if the database is, with [`Error::KeyTooLarge`] for a longer key;
+/// Every method fails with [`Error::Poisoned`] if the database is, with [`Error::KeyTooLarge`] for a longer key;
 /// every change also with [`Error::ValueTooLarge`], [`Error::MemoryLimit`], [`Error::Closed`], and with
 /// [`Error::NoKeyspace`] once the keyspace was dropped. Nothing is changed then.
 #[derive(Clone)]

@@ -97,6 +97,13 @@ impl Leaf {
         self.page.as_mut().expect("our bug: a dead leaf is used")
     }
 
+    /// Brings what a write under a still looks at next towards the cache, while the page is under way.
+    pub(crate) fn prefetch_kept(&self) {
+        if let Some(entries) = self.kept.as_ref().and_then(|kept| kept.entries.as_ref()) {
+            entries.prefetch();
+        }
+    }
+
     /// Whether a write to `key` must keep what it replaces, `newest` being the newest live cut's tick.
     pub(crate) fn must_keep(&self, key: &[u8], newest: u64) -> bool {
         let Some(kept) = &self.kept else { return true };

@@ -580,6 +580,12 @@ impl Page {
         Entry { value, expire_at, died }
     }
 
+    /// When the entry at `at` expires, 0 for never: for most entries the slot alone says so.
+    pub(crate) fn expire_at(&self, at: usize) -> u64 {
+        let slot = self.slots()[at];
+        if flags_of(slot) & HAS_EXPIRY == 0 { 0 } else { self.read_u64(self.parts(slot).expiry) }
+    }
+
     /// Appends the part of the key at `at` that lies behind the fences' prefix.
     pub(crate) fn suffix_into(&self, at: usize, key: &mut Vec<u8>) {
         let slot = self.slots()[at];

@@ -217,7 +217,7 @@ impl Tree {
         let mut right = WriteLatch::latch(&self.slab, right_id);
         let keeps = left.kept.is_some() || right.kept.is_some();
         if keeps && !planted(Bug::MergesKept) {
-            // Nothing may be kept: see R7 of the rules of stills in ARCHITECTURE.md.
+            // Every change under a live cut keeps something: who keeps nothing has not changed since.
             right.is_candidate = true;
             self.reclaim.queue.lock().waiting.push(Slice::new(low));
             return true;

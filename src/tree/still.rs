@@ -203,7 +203,7 @@ impl Scan {
                 let page = self.front.copy.page();
                 let at = self.front.at;
                 self.front.at += 1;
-                if !self.is_visible(page.entry(at).expire_at) {
+                if !self.is_visible(page.expire_at(at)) {
                     continue;
                 }
                 // Only if the other end was used may it have come to this key.
@@ -266,7 +266,7 @@ impl Scan {
                     break;
                 }
                 self.bounds.high = Some(self.back.key.clone());
-                if self.is_visible(self.back.copy.page().entry(at).expire_at) {
+                if self.is_visible(self.back.copy.page().expire_at(at)) {
                     return Ok(true);
                 }
                 continue;

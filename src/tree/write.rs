@@ -123,6 +123,7 @@ impl Tree {
     pub(crate) fn write(&self, write: &PointWrite<'_>) -> Result<Written> {
         self.begin_write()?;
         let mut latch = self.latch_write(write.key);
+        latch.prefetch_kept();
         let (current, verdict) = {
             let page = latch.live();
             let entry = page.find(write.key).ok().map(|at| page.entry(at));

@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    ALIGN, BLOCK_MAX, HEADER, LARGE_KEY, LARGE_VALUE, NO_HIGH, Page, SLOT, common_prefix, flags_of,
-    shape,
-};
+use super::{HEADER, LARGE_KEY, LARGE_VALUE, NO_HIGH, Page, SLOT, common_prefix, flags_of, shape};
 use crate::fingerprint;
 use crate::tree::arena::Arena;
 
@@ -162,8 +159,8 @@ impl Page {
                 self.header().base as usize
             }
             _ => {
-                // Twice, so that the copies of the next leaves fit as well.
-                let cap = (needed * 2).max(BLOCK_MAX + ALIGN);
+                // A little more, so that the copies of the next leaves fit as well.
+                let cap = (needed + needed / 4).max(1024);
                 *target = Some(Self::alloc(&self.arena(), cap));
                 self.header().base as usize
             }
