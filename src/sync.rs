@@ -10,7 +10,9 @@
 #[cfg(not(shuttle))]
 mod imp {
     pub(crate) use crossbeam_epoch::{Guard, pin};
-    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) use parking_lot::MutexGuard;
+    pub(crate) use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     /// Runs `job` once no guard pinned before now is left.
