@@ -47,7 +47,7 @@ pub(crate) enum Bug {
     MergedStampLower,
     /// R2: cuts at one tick are one entry among the live ones.
     SameTickIsOneCut,
-    /// R8: the next leaf of a batch is looked up as if nothing were held.
+    /// R8: the next leaf of a batch is looked up as if nothing were held, with a directory that learns of splits late.
     NextLeafLookedUp,
     /// R8: .. or followed through a dead leaf's link.
     NextLeafThroughDead,

@@ -420,7 +420,7 @@ impl Tree {
         }
         latch.page = Some(left);
         latch.next = Some(id);
-        if planted(Bug::SplitEnteredLater) {
+        if planted(Bug::SplitEnteredLater) || planted(Bug::NextLeafLookedUp) {
             drop(right_latch);
             drop(std::mem::replace(latch, self.stand_in()));
             self.directory.insert(middle, id);

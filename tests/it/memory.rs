@@ -93,6 +93,33 @@ fn a_dropped_keyspace_gives_its_memory_back() {
     assert!(total(&stats) - empty <= peak / 10, "{stats:?}");
 }
 
+/// What only the newer of two stills needs goes with it, though the older one stays.
+#[test]
+fn each_still_gives_back_its_own_part() {
+    let db = manual();
+    let space = db.keyspace("all").unwrap();
+    fill(&space, 5_000);
+    let older = db.snapshot().unwrap();
+    space.clear().unwrap();
+    fill(&space, 5_000);
+    let for_older = db.stats().retained_bytes;
+    for _ in 0..3 {
+        let newer = db.snapshot().unwrap();
+        for number in 0..5_000u32 {
+            space.insert(number.wrapping_mul(0x9E37_79B1).to_be_bytes(), [1; 60]).unwrap();
+        }
+        assert!(db.stats().retained_bytes > for_older + 5_000 * 60);
+        drop(newer);
+        db.reclaim();
+        let left = db.stats().retained_bytes;
+        assert!(left <= for_older + for_older / 10, "{left} retained, the older needs {for_older}");
+    }
+    older.check().unwrap();
+    drop(older);
+    db.reclaim();
+    db.check();
+}
+
 /// New keys without end under one still: what says that they were absent must not grow without end.
 #[test]
 fn absent_keys_do_not_pile_up() {

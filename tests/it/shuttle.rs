@@ -16,7 +16,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use shuttle::scheduler::{PctScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
 use stillframe::simulation::{Clock, Random, SimClock};
@@ -39,7 +39,9 @@ enum Step {
     PopLast,
     /// The clock moves on.
     Time(u64),
-    /// Takes a still, reads it and leaves it under this number.
+    /// Takes a still and leaves it under this number.
+    Take(usize),
+    /// .. and reads it.
     Cut(usize),
     /// Reads the still of this number again, if it is there.
     Read(usize),
@@ -206,7 +208,7 @@ impl Reachable {
 /// A still and what it showed first.
 struct Held {
     snapshot: Snapshot,
-    seen: Seen,
+    seen: OnceLock<Seen>,
 }
 
 /// What the threads of one execution share. The locks are std's and never held across a step.
@@ -244,17 +246,21 @@ impl World {
             PopFirst => drop(space.pop_first().unwrap()),
             PopLast => drop(space.pop_last().unwrap()),
             Time(ms) => self.clock.advance(ms),
-            Cut(number) => {
+            Take(number) => {
                 let snapshot = self.db.snapshot().unwrap();
-                let seen = self.read(&snapshot);
-                let held = Arc::new(Held { snapshot, seen });
+                let held = Arc::new(Held { snapshot, seen: OnceLock::new() });
                 let former = self.stills.lock().unwrap()[number].replace(held);
                 drop(former);
+            }
+            Cut(number) => {
+                self.step(&Take(number));
+                self.step(&Read(number));
             }
             Read(number) => {
                 let held = self.stills.lock().unwrap()[number].clone();
                 if let Some(held) = held {
-                    assert_eq!(self.read(&held.snapshot), held.seen, "a still changed");
+                    let seen = self.read(&held.snapshot);
+                    assert_eq!(*held.seen.get_or_init(|| seen.clone()), seen, "a still changed");
                 }
             }
             Drop(number) => {
@@ -519,11 +525,28 @@ programs! {
         [Batch(&[Put(b'a', 2), Put(b'f', 2), Put(b'i', 2)])],
         [Batch(&[Put(b'b', 3), Remove(b'h')]), Scan(b'a', b'j')];
 
-    /// R7: what is merged has been split meanwhile; numbers of dead leaves are used again.
-    split_and_merge: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1), Remove(b'e'), Remove(b'g')] =>
+    /// R7: a leaf is merged away and its number used again further right, while a writer still has it.
+    number_used_again: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1),
+            Remove(b'c'), Remove(b'e'), Remove(b'g')] =>
         [Reclaim, Put(b'j', 2), Put(b'k', 2), Put(b'l', 2)],
-        [Put(b'd', 3), Put(b'f', 3), Get(b'i'), Put(b'i', 3)],
-        [Get(b'i'), Cut(0), Read(0)];
+        [Put(b'f', 3), Get(b'f'), Put(b'i', 3)],
+        [Get(b'i'), Cut(0)];
+
+    /// R6, R7: the right half of a split is emptied and merged away at once.
+    split_and_merge: [Put(b'a', 1), Put(b'b', 1), Put(b'c', 1)] =>
+        [Put(b'd', 2), Get(b'd')],
+        [Remove(b'c'), Remove(b'b'), Reclaim];
+
+    /// R8: a batch goes on right of a leaf that has just been split.
+    batch_and_split: [Put(b'a', 1), Put(b'b', 1), Put(b'c', 1)] =>
+        [Put(b'd', 2)],
+        [Batch(&[Put(b'a', 3), Put(b'd', 3), Put(b'e', 3)])];
+
+    /// R6, R8: a batch gives birth to leaves left of one that it has not changed yet.
+    batch_that_splits: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1)] =>
+        [Batch(&[Put(b'b', 2), Put(b'c', 2), Put(b'd', 2), Put(b'i', 2)])],
+        [Scan(b'd', b'j'), Scan(b'c', b'j')],
+        [Get(b'd'), Get(b'i'), Cut(0)];
 
     /// R9: the sweep of a dropped still, a writer that keeps for a newer one, an older one that still needs it.
     sweep: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Cut(0), Put(b'a', 2), Cut(1), Put(b'a', 3), Put(b'g', 3)] =>
@@ -532,10 +555,14 @@ programs! {
         [Read(0), Cut(2), Read(2), Read(0)];
 
     /// R9: a cut is dropped and drained while a writer still means to list a range with it.
-    drop_before_listing: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Cut(0), Put(b'e', 2)] =>
+    drop_before_listing: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Take(0), Put(b'g', 2)] =>
+        [Put(b'a', 2)],
+        [Drop(0), Reclaim];
+
+    /// R3, R9: a cut comes and goes while a write is under way that did not see it.
+    cut_in_between: [Put(b'a', 1), Put(b'c', 1)] =>
         [Put(b'a', 2), Put(b'a', 3)],
-        [Drop(0), Reclaim, Reclaim],
-        [Cut(1), Put(b'c', 2), Drop(1), Reclaim];
+        [Take(0), Drop(0), Take(1), Drop(1)];
 
     /// R9: what is on a list splits before it is swept.
     listed_range_splits: [Put(b'a', 1), Put(b'd', 1), Put(b'g', 1), Cut(0), Put(b'a', 2), Put(b'd', 2), Put(b'g', 2)] =>
