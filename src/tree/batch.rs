@@ -178,8 +178,16 @@ impl Tree {
         let own = changes.ops[first..].iter().take_while(|op| page.below_high(&op.key));
         let ops = &changes.ops[first..first + own.count()];
         let before = |range: &RangeDelete| *range.high <= *page.low();
-        let mut ranges = changes.ranges[changes.ranges.partition_point(before)..].iter().peekable();
-
+        let ranges = &changes.ranges[changes.ranges.partition_point(before)..];
+        let is_untouched = ranges.first().is_none_or(|range| !page.below_high(&range.low));
+        if is_untouched && ops.len() * 4 <= page.len() {
+            let old_sum = deltas.fingerprint();
+            if let Some((page, changed)) = self.patch(page, ops, first, deltas, old_sum) {
+                let pages = if changed.is_empty() { Vec::new() } else { vec![page] };
+                return Planned { latch, pages, changed, keep: Keep::Nothing };
+            }
+        }
+        let mut ranges = ranges.iter().peekable();
         let mut sources = Vec::with_capacity(page.len() + ops.len());
         let mut changed = Vec::new();
         let (mut at, mut op) = (0, 0);
@@ -224,6 +232,50 @@ impl Tree {
         let pages =
             if changed.is_empty() { Vec::new() } else { self.build(page, ops, &sources, change) };
         Planned { latch, pages, changed, keep: Keep::Nothing }
+    }
+
+    /// For few operations in a leaf: its page copied whole and changed in place. `None`, and nothing done, if
+    /// the result would be too large for one leaf.
+    fn patch(
+        &self,
+        page: &Page,
+        ops: &[BatchOp<'_>],
+        first: usize,
+        deltas: &mut Deltas,
+        old_sum: u64,
+    ) -> Option<(Page, Vec<Source>)> {
+        let entry_of = |op: &BatchOp<'_>| match &op.put {
+            Some(put) => page.cost(&op.key, &put.entry()),
+            None => 0,
+        };
+        let extra: usize = ops.iter().map(entry_of).sum();
+        let fits = page.used() + extra <= self.config.leaf_bytes
+            && page.len() + ops.len() <= self.config.leaf_entries;
+        if !fits {
+            return None;
+        }
+        let mut copy = page.duplicate(extra);
+        let mut changed = Vec::with_capacity(ops.len());
+        for (number, op) in ops.iter().enumerate() {
+            let at = copy.find(&op.key);
+            if let Ok(at) = at {
+                deltas.remove(op.slot, &op.key, op.prefix_len, &copy.entry(at));
+            }
+            // What is replaced or removed lives on in the page that was copied.
+            match (at, &op.put) {
+                (Ok(at), Some(put)) => drop(copy.replace(at, &op.key, &put.entry())),
+                (Ok(at), None) => drop(copy.remove(at)),
+                (Err(at), Some(put)) => copy.insert(at, &op.key, &put.entry()),
+                // Removing what is not there changes nothing.
+                (Err(_), None) => continue,
+            }
+            if let Some(put) = &op.put {
+                deltas.put(op.slot, &op.key, op.prefix_len, put);
+            }
+            changed.push(Source::New(first + number));
+        }
+        copy.add_fingerprint(deltas.fingerprint().wrapping_sub(old_sum));
+        Some((copy, changed))
     }
 
     /// The pages that hold `sources`, within the fences of `page`: one, or as many as a leaf's size asks for.

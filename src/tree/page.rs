@@ -422,6 +422,11 @@ impl Page {
         (end - header.heap - header.garbage) as usize + SLOT * usize::from(header.count)
     }
 
+    /// Whether there are bytes of entries that no slot names any more.
+    fn has_garbage(&self) -> bool {
+        self.header().garbage > 0
+    }
+
     /// Bytes the page takes in memory.
     pub(crate) fn cap(&self) -> usize {
         self.header().cap as usize

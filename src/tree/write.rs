@@ -304,7 +304,7 @@ impl Tree {
             let cuts = self.commit.live_ticks();
             let (mut pages, present_from) = latch.whole_pages(&cuts);
             if let (Some(born), Some(&last)) = (present_from, cuts.last()) {
-                let mut page = latch.live().duplicate();
+                let mut page = latch.live().duplicate(0);
                 page.retain();
                 pages.push(Whole { born, died: last + 1, page: Arc::new(page) });
             }

@@ -142,10 +142,14 @@ impl Page {
         (header.run, header.last_insert, header.larges) = (run, last, larges);
     }
 
-    /// A copy with counts of its own on whatever lies outside.
-    pub(crate) fn duplicate(&self) -> Self {
-        let mut page = Page::new(&self.arena(), self.low(), self.high(), self.used());
-        page.adopt(self);
+    /// A copy with counts of its own on whatever lies outside, and room for `extra` bytes more.
+    pub(crate) fn duplicate(&self, extra: usize) -> Self {
+        let room = self.used() + extra;
+        let mut page = Page::new(&self.arena(), self.low(), self.high(), room);
+        match self.has_garbage() {
+            true => page.adopt(self),
+            false => page.adopt_raw(self),
+        }
         page.own_larges();
         page
     }
@@ -176,10 +180,9 @@ impl Page {
         (header.base, header.prefix_len) = (base, prefix_len);
         (header.low_len, header.high_len) = (low_len, high_len);
         header.heap = header.cap.min(base + u16::MAX as u32);
-        if self.header().garbage == 0 {
-            page.adopt_raw(self);
-        } else {
-            page.adopt(self);
+        match self.has_garbage() {
+            true => page.adopt(self),
+            false => page.adopt_raw(self),
         }
         page.own_larges();
     }
