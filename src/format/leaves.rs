@@ -12,7 +12,7 @@
 use std::cmp::Ordering;
 
 use super::block::{FRAME_LEN, MAX_RATIO};
-use super::codec::{Damage, Decoded, Decoder, equal, put_varint};
+use super::codec::{Damage, Decoded, Decoder, check_fingerprint, equal, put_varint};
 use super::snapshot::Totals;
 use super::{
     CHUNK_LEN, KEYSPACE_ID_LEN, MAX_INLINE_VALUE_LEN, MAX_INTERNAL_KEY_LEN, MAX_VALUE_LEN,
@@ -322,7 +322,7 @@ impl Leaves {
                 }
             }
             let at = HEAD_LEN.saturating_add(i.saturating_mul(LEAF_LEN)).saturating_add(8);
-            equal(at, "fingerprint of a leaf", got, leaf.fingerprint)?;
+            check_fingerprint(at, "fingerprint of a leaf", got, leaf.fingerprint)?;
         }
         Ok(sums)
     }

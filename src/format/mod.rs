@@ -11,6 +11,8 @@ pub(crate) mod block;
 pub(crate) mod codec;
 pub(crate) mod index;
 pub(crate) mod leaves;
+#[cfg(feature = "simulation")]
+pub(crate) mod probe;
 pub(crate) mod snapshot;
 
 /// The format version that this release writes, and the newest it reads.

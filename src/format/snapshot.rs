@@ -5,7 +5,7 @@
 //! place is what tells a whole file from the beginning of one.
 
 use super::VERSION;
-use super::codec::{Damage, Decoded, Decoder, check_crc, crc, equal};
+use super::codec::{Damage, Decoded, Decoder, check_crc, check_fingerprint, crc, equal};
 use crate::error::Fault;
 use crate::position::{HistoryId, Position, Seq};
 
@@ -128,7 +128,7 @@ impl Totals {
     pub(crate) fn check(&self, at: usize, stated: &Totals) -> Decoded<()> {
         equal(at, "entry count", self.entries, stated.entries)?;
         equal(at, "raw byte count", self.raw_bytes, stated.raw_bytes)?;
-        equal(at, "fingerprint", self.fingerprint, stated.fingerprint)?;
+        check_fingerprint(at, "fingerprint", self.fingerprint, stated.fingerprint)?;
         equal(at, "leaf count", self.leaves, stated.leaves)?;
         equal(at, "leaf block count", self.leaf_blocks, stated.leaf_blocks)
     }

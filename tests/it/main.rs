@@ -1,10 +1,14 @@
 //! The integration tests, one binary.
 #![expect(clippy::cast_possible_truncation, reason = "tests make small numbers of random ones")]
 
+mod faults;
+mod forge;
+mod golden;
 mod lifetimes;
 mod memory;
 mod model;
 mod python_reader;
+mod regressions;
 mod saves;
 #[cfg(shuttle)]
 mod shuttle;

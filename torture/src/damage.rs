@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use stillframe::simulation::Random;
 
+use crate::forge;
+
 /// A change to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
@@ -29,7 +31,30 @@ pub(crate) enum Damage {
     Zeros(usize, usize),
     /// Two to eight bytes, anywhere, become others.
     Many(u64),
+    /// A number that the file states of itself becomes another, and all checksums are made right.
+    Forged(usize, Number),
 }
+
+/// What a number becomes: four bytes, or eight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Number {
+    Four(u32),
+    Eight(u64),
+    Plus(u32),
+}
+
+const NUMBERS: [Number; 10] = [
+    Number::Four(0),
+    Number::Four(1),
+    Number::Four(0x7FFF_FFFF),
+    Number::Four(u32::MAX),
+    Number::Eight(1 << 63),
+    Number::Eight(u64::MAX),
+    Number::Eight(u64::MAX - 100),
+    Number::Plus(1),
+    Number::Plus(u32::MAX),
+    Number::Plus(256),
+];
 
 /// What a byte becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +83,7 @@ impl Damage {
             Damage::Foreign { .. } => "foreign block",
             Damage::Zeros(..) => "bytes zeroed",
             Damage::Many(_) => "many bytes",
+            Damage::Forged(..) => "forged",
         }
     }
 }
@@ -126,7 +152,10 @@ pub(crate) fn cases(
     });
     let end = [Damage::Insert(len)];
     let many = (0..many).map(move |i| Damage::Many(seed ^ i << 8));
-    bytes.chain(end).chain(one).chain(two).chain(foreign).chain(zeros).chain(many)
+    let fields = forge::fields(good).into_iter().skip(phase).step_by(stride);
+    let forged = fields.flat_map(|at| NUMBERS.map(move |number| Damage::Forged(at, number)));
+    let blocks = one.chain(two).chain(foreign);
+    bytes.chain(end).chain(blocks).chain(zeros).chain(many).chain(forged)
 }
 
 /// The damaged file; `None` if the damage leaves all bytes as they were.
@@ -168,6 +197,17 @@ pub(crate) fn apply(damage: Damage, good: &Whole, donors: &[Whole], seed: u64) -
                 let at = random.below(bytes.len() as u64) as usize;
                 bytes[at] = byte(&mut random);
             }
+        }
+        Damage::Forged(at, number) => {
+            let old = bytes[at..].first_chunk().map_or(0, |old| u32::from_le_bytes(*old));
+            let new = match number {
+                Number::Four(new) => u64::from(new).to_le_bytes(),
+                Number::Eight(new) => new.to_le_bytes(),
+                Number::Plus(more) => u64::from(old.wrapping_add(more)).to_le_bytes(),
+            };
+            let width = if matches!(number, Number::Eight(_)) { 8 } else { 4 };
+            bytes.iter_mut().skip(at).zip(&new[..width]).for_each(|(to, from)| *to = *from);
+            forge::fix(&mut bytes, good);
         }
     }
     (bytes != good.bytes).then_some(bytes)

@@ -9,8 +9,11 @@ mod allocator;
 mod canonical;
 mod corrupt;
 mod damage;
+mod forge;
+mod golden;
 mod planted;
 mod read;
+mod seeds;
 
 #[derive(Parser)]
 #[command(about = "Long correctness campaigns for stillframe")]
@@ -26,6 +29,10 @@ enum Campaign {
     /// One process of `corrupt`; started by it.
     #[command(hide = true)]
     CorruptPart(corrupt::Part),
+    /// Writes the golden files of the present format, once.
+    Golden(golden::Options),
+    /// Writes the files and blocks that fuzzing begins with.
+    Seeds(seeds::Options),
     /// Builds with planted bugs and runs, for each, the test that must catch it.
     Planted(planted::Options),
 }
@@ -34,6 +41,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().campaign {
         Campaign::Corrupt(options) => corrupt::run(&options),
         Campaign::CorruptPart(part) => part.run().map(|()| ExitCode::SUCCESS),
+        Campaign::Golden(options) => golden::run(&options).map(|()| ExitCode::SUCCESS),
+        Campaign::Seeds(options) => seeds::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Planted(options) => planted::run(&options),
     }
 }

@@ -139,10 +139,14 @@ fn run_test(binary: &Path, root: &Path, line: &Planted, alive: bool) -> Result<E
     Ok(End::Failed(lines.next().map_or_else(|| status.to_string(), |why| why.trim().to_owned())))
 }
 
-/// The rows of the first table whose first cell is code.
+/// The rows of the table under this heading whose first cell is code.
+const HEADING: &str = "## Planted bugs";
+
 fn table(text: &str) -> Result<Vec<Planted>> {
+    let section = text.split(HEADING).nth(1).context("no section of planted bugs")?;
+    let section = section.split("\n## ").next().unwrap_or_default();
     let mut all = Vec::new();
-    for row in text.lines().filter(|line| line.starts_with("| `")) {
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> =
             row.trim_matches('|').split('|').map(|c| c.trim().trim_matches('`')).collect();
         let [bug, _what, suite, test, seed] = cells[..] else {
@@ -228,11 +232,12 @@ mod tests {
 
     #[test]
     fn a_row_says_what_to_run() {
-        let text = "| bug | what |\n|---|---|\n| `A` | why | it | `model::x` | 7 |\nnot | a | row";
+        let text = "## Planted bugs\n| bug | what |\n|---|---|\n| `A` | why | it | `model::x` | 7 |\nnot | a | row";
         let expected =
             Planted { bug: "A".into(), suite: Suite::It, test: "model::x".into(), seed: 7 };
         assert_eq!(table(text).unwrap(), [expected]);
-        assert!(table("| `A` | why | it |").is_err());
-        assert!(table("| `A` | why | nowhere | `x` | 7 |").is_err());
+        assert!(table("## Planted bugs\n| `A` | why | it |").is_err());
+        assert!(table("## Planted bugs\n| `A` | why | nowhere | `x` | 7 |").is_err());
+        assert!(table("| `A` | why | it | `model::x` | 7 |").is_err());
     }
 }

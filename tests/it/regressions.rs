@@ -1,0 +1,44 @@
+//! One test per bug that was found, its story on top; and inputs on which fuzzing once failed, which must not fail again.
+
+#[path = "../../fuzz/src/lib.rs"]
+#[expect(unreachable_pub, reason = "a crate of its own elsewhere")]
+mod fuzz;
+
+use std::path::PathBuf;
+
+/// Files under `tests/regressions/<target>/`: what a fuzzing target failed on is put there with the fix.
+#[test]
+fn inputs_that_once_failed_pass() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/regressions");
+    let mut count = 0;
+    for (target, run) in
+        [("snapshot", fuzz::snapshot as fn(&[u8])), ("block", fuzz::block), ("model", fuzz::model)]
+    {
+        let Ok(inputs) = std::fs::read_dir(dir.join(target)) else { continue };
+        for input in inputs {
+            let path = input.unwrap().path();
+            println!("{}", path.display());
+            run(&std::fs::read(path).unwrap());
+            count += 1;
+        }
+    }
+    println!("{count} inputs");
+}
+
+/// The targets themselves, on something that is not refused at once.
+#[test]
+fn targets_take_whole_files_and_operations() {
+    for name in ["empty", "raw", "lz4", "keyspaces", "large_value", "expiry"] {
+        let path = format!("{}/tests/golden/v1/{name}.still", env!("CARGO_MANIFEST_DIR"));
+        let bytes = std::fs::read(path).unwrap();
+        fuzz::snapshot(&bytes);
+        let stored_len = u32::from_le_bytes(bytes[104..108].try_into().unwrap()) as usize;
+        fuzz::block(&[&bytes[16..32], &bytes[96..96 + 32 + stored_len]].concat());
+    }
+    let mut random = stillframe::simulation::Random::new(1);
+    for len in [0, 1, 30, 3_000] {
+        let mut operations = vec![0; len];
+        random.fill(&mut operations);
+        fuzz::model(&operations);
+    }
+}
