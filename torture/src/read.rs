@@ -231,9 +231,6 @@ impl Disk for OneFile {
     fn list(&self, _: &Path) -> io::Result<Vec<std::ffi::OsString>> {
         refused()
     }
-    fn identify(&self, dir: &Path) -> io::Result<PathBuf> {
-        Ok(dir.to_owned())
-    }
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         refused()
     }
