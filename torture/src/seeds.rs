@@ -60,7 +60,7 @@ fn small(seed: u64) -> Result<Vec<u8>> {
             space.insert("large", [b'x'; 16_385])?;
         }
     }
-    let codec = if seed % 3 == 0 { Compression::Lz4 } else { Compression::Raw };
+    let codec = if seed.is_multiple_of(3) { Compression::Lz4 } else { Compression::Raw };
     let options = SaveOptions::default().compression(codec).block_bytes(1 << (4 + seed % 8));
     let mut bytes = Vec::new();
     db.snapshot()?.write_to(&mut bytes, &options)?;
