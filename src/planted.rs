@@ -15,9 +15,9 @@ pub(crate) enum Bug {
     NewestAfterLock,
     /// R3: the place in the order is taken before the leaf is latched.
     SeqBeforeLatch,
-    /// R8, I3: a batch lets each leaf go as soon as it is done.
+    /// R8, I3: a batch lets a leaf go for a moment before all is applied.
     BatchLetsGoEarly,
-    /// R6: the leaves that a batch gives birth to are not latched until all is applied.
+    /// R6: a leaf that a batch gives birth to can be found before it has its content.
     BornUnlatched,
     /// R6: the right half of a split gets nothing of what was kept.
     SplitDropsKept,

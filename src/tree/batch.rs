@@ -108,15 +108,16 @@ impl Tree {
         };
         // Nothing from here to `done` may fail.
         let mut born = Vec::new();
+        if planted(Bug::BatchLetsGoEarly)
+            && let [_, .., last] = &mut planned[..]
+        {
+            let low = last.latch.live().low().to_vec();
+            drop(std::mem::replace(&mut last.latch, self.stand_in()));
+            last.latch = self.latch_write(&low);
+        }
         for leaf in &mut planned {
             if !leaf.changed.is_empty() {
                 self.apply_leaf(leaf, &ticket, garbage, &mut born);
-            }
-            if planted(Bug::BatchLetsGoEarly) {
-                drop(std::mem::replace(&mut leaf.latch, self.stand_in()));
-            }
-            if planted(Bug::BatchLetsGoEarly) || planted(Bug::BornUnlatched) {
-                born.clear();
             }
         }
         let position = ticket.done();
@@ -419,6 +420,14 @@ impl Tree {
             };
             next = Some(id);
             self.directory.insert(right.live().low(), id);
+            if planted(Bug::BornUnlatched) {
+                let built = right.page.take().expect("just set");
+                let empty = Page::new(&self.arena, built.low(), built.high(), 0);
+                right.page = Some(empty);
+                drop(right);
+                right = WriteLatch::latch(&self.slab, id);
+                right.page = Some(built);
+            }
             latches.push(right);
         }
         latch.next = next;
