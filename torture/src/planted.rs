@@ -139,9 +139,9 @@ fn run_test(binary: &Path, root: &Path, line: &Planted, alive: bool) -> Result<E
     Ok(End::Failed(lines.next().map_or_else(|| status.to_string(), |why| why.trim().to_owned())))
 }
 
-/// The rows of the table under this heading whose first cell is code.
 const HEADING: &str = "## Planted bugs";
 
+/// The rows of the table under the heading whose first cell is code.
 fn table(text: &str) -> Result<Vec<Planted>> {
     let section = text.split(HEADING).nth(1).context("no section of planted bugs")?;
     let section = section.split("\n## ").next().unwrap_or_default();
