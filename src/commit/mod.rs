@@ -141,6 +141,8 @@ struct State {
     position: Position,
     /// The Seq before the first one of the position's history.
     history_start: Seq,
+    /// This run's history, until its first batch: only that makes it part of the line.
+    drawn: Option<HistoryId>,
     tick: u64,
     totals: Totals,
     keyspaces: Vec<Keyspace>,
@@ -233,6 +235,7 @@ impl Commit {
             state: Mutex::new(State {
                 position,
                 history_start: position.seq,
+                drawn: None,
                 tick: 0,
                 totals: all,
                 keyspaces: totals.into_iter().map(keyspace).collect(),
@@ -259,12 +262,11 @@ impl Commit {
         self.has_history.load(Ordering::Relaxed)
     }
 
-    /// From now on batches belong to `history`; the first to draw one wins.
+    /// The next batch begins `history`; the first to draw one wins.
     pub(crate) fn begin_history(&self, history: HistoryId) {
         let mut state = self.state.lock();
         if !self.has_history.swap(true, Ordering::Relaxed) {
-            state.position.history = history;
-            state.history_start = state.position.seq;
+            state.drawn = Some(history);
         }
     }
 
@@ -291,6 +293,10 @@ impl Commit {
         let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
         if let Some(slot) = prepared.drops {
             state.keyspaces[slot.0 as usize].dropped = true;
+        }
+        if let Some(history) = state.drawn.take() {
+            state.history_start = state.position.seq;
+            state.position.history = history;
         }
         state.tick += 1;
         state.position.seq.0 += 1;
@@ -461,5 +467,6 @@ impl Commit {
         assert!(seq <= state.position.seq, "a rewind goes back");
         state.position = Position { history, seq };
         state.history_start = seq;
+        state.drawn = None;
     }
 }

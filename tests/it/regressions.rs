@@ -6,6 +6,10 @@ mod fuzz;
 
 use std::path::PathBuf;
 
+use stillframe::{Database, SaveOptions, SnapshotFile};
+
+use crate::saves::Dir;
+
 /// Files under `tests/regressions/<target>/`: what a fuzzing target failed on is put there with the fix.
 #[test]
 fn inputs_that_once_failed_pass() {
@@ -40,5 +44,36 @@ fn targets_take_whole_files_and_operations() {
         let mut operations = vec![0; len];
         random.fill(&mut operations);
         fuzz::model(&operations);
+    }
+}
+
+/// A write that changes nothing, as removing a key that is not there, drew the run's history and put it into the
+/// position at once. Of a loaded database that was saved then, the cut had a history without any batch, with which no
+/// lineage ends: the file that `save` had called good was refused by everyone. Found by the fuzzing target `model`.
+#[test]
+fn a_write_that_changes_nothing_begins_no_history() {
+    let dir = Dir::new("no-history");
+    let db = Database::in_memory();
+    assert!(!db.keyspace("k").unwrap().remove("absent").unwrap());
+    db.keyspace("k").unwrap().insert("key", "value").unwrap();
+    let first = db.save(dir.file("first"), SaveOptions::default()).unwrap().wait().unwrap();
+
+    let loaded = Database::load(dir.file("first")).unwrap();
+    let space = loaded.keyspace("k").unwrap();
+    assert!(!space.remove("absent").unwrap());
+    assert!(!space.insert_new("key", "other").unwrap());
+    space.insert("key", "value").unwrap();
+    let written = loaded.position();
+    assert_ne!(written.history, first.position.history);
+
+    let untouched = Database::load(dir.file("first")).unwrap();
+    assert!(!untouched.keyspace("k").unwrap().remove("absent").unwrap());
+    assert_eq!(untouched.position(), first.position);
+    for (name, db) in [("untouched", untouched), ("written", loaded)] {
+        db.save(dir.file(name), SaveOptions::default()).unwrap().wait().unwrap();
+        let file = SnapshotFile::open(dir.file(name)).unwrap();
+        file.verify().unwrap();
+        assert_eq!(file.info().position, db.position());
+        assert_eq!(Database::load(dir.file(name)).unwrap().position(), db.position());
     }
 }

@@ -210,9 +210,6 @@ impl Disk for OneFile {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Box::new(Bytes(Arc::clone(&bytes))))
     }
-    fn identify(&self, _: &Path) -> io::Result<PathBuf> {
-        refused()
-    }
     fn create_new(&self, _: &Path) -> io::Result<Box<dyn DiskFile>> {
         refused()
     }
