@@ -99,6 +99,22 @@ pub(crate) enum Bug {
     LimitNotChecked,
     /// A handle to a dropped keyspace goes on writing.
     DroppedStillWrites,
+    /// Files: offset and length are added with a wrap.
+    WrapsPlaces,
+    /// Files: a block is decompressed over what an earlier one left, and may be shorter than was stated.
+    ReusesBuffer,
+    /// Files: a block may state any length, whatever its bytes can stand for.
+    NoRatioCap,
+    /// Files: a key may be there twice.
+    KeysTwice,
+    /// Files: keys may be in any order.
+    KeysUnsorted,
+    /// Files: the name of a keyspace is taken for text.
+    UnwrapsText,
+    /// Files: the body of a block is used without a look at its checksum.
+    BodyUnchecked,
+    /// Files: bytes behind the footer are not looked for.
+    TakesMore,
 }
 
 /// Whether `bug` is alive.

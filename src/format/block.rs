@@ -10,6 +10,7 @@ use super::CHUNK_LEN;
 use super::codec::{Damage, Decoded, Decoder, check_crc, crc, equal};
 use super::snapshot::{Codec, FileId};
 use crate::error::Fault;
+use crate::planted::{Bug, planted};
 
 pub(crate) const FRAME_LEN: usize = 32;
 /// The largest body of leaves, before compression.
@@ -103,7 +104,8 @@ impl Frame {
                 if matches!(kind, Kind::Index | Kind::Root) {
                     equal(1, "codec of an index block", codec.id().into(), 0)?;
                 }
-                if u64::from(raw_len) > u64::from(stored_len).saturating_mul(MAX_RATIO) {
+                let most = u64::from(stored_len).saturating_mul(MAX_RATIO);
+                if u64::from(raw_len) > most && !planted(Bug::NoRatioCap) {
                     return Err(Damage::new(4, Fault::Compression));
                 }
             }
@@ -131,7 +133,9 @@ impl Frame {
     pub(crate) fn unpack(&self, stored: &[u8], raw: &mut Vec<u8>) -> Decoded<()> {
         let len = stored.len() as u64;
         equal(FRAME_LEN, "length of the body", len, self.stored_len.into())?;
-        check_crc(FRAME_LEN, self.kind.name(), crc(&[stored]), self.body_crc)?;
+        if !planted(Bug::BodyUnchecked) {
+            check_crc(FRAME_LEN, self.kind.name(), crc(&[stored]), self.body_crc)?;
+        }
         // Zeroed anew each time: nothing of an earlier block may show through, whatever the codec does.
         raw.clear();
         match self.codec {
@@ -140,6 +144,7 @@ impl Frame {
                 raw.resize(self.raw_len as usize, 0);
                 match lz4_flex::block::decompress_into(stored, raw) {
                     Ok(len) if len == raw.len() => {}
+                    Ok(_) if planted(Bug::ReusesBuffer) => {}
                     _ => return Err(Damage::new(FRAME_LEN, Fault::Compression)),
                 }
             }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::error::Fault;
 use crate::fingerprint;
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 
 const HEAD_LEN: usize = 32;
@@ -411,6 +412,8 @@ impl Leaves {
                     return Err(Damage::new(at(), fault));
                 }
                 let ascends = match before {
+                    Some(_) if planted(Bug::KeysUnsorted) => true,
+                    Some(before) if planted(Bug::KeysTwice) => before <= rest,
                     Some(before) => before < rest,
                     None => compare(prefix, rest, self.part(leaf.low)).is_ge(),
                 };

@@ -18,6 +18,7 @@ use crate::format::codec::{Damage, equal};
 use crate::format::index::{Index, Place, Root};
 use crate::format::leaves::{KeyspaceSums, Large, Leaves, Stored, chunk_count};
 use crate::format::snapshot::{FOOTER_LEN, Footer, HEADER_LEN, Header, Span, Totals};
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 
 /// What was loaded: the leaves, in key order, and what the file says of itself.
@@ -312,6 +313,9 @@ impl<R: Read> Input<R> {
     }
 
     fn end(&mut self) -> Result<()> {
+        if planted(Bug::TakesMore) {
+            return Ok(());
+        }
         let mut more = Vec::new();
         self.input.by_ref().take(1).read_to_end(&mut more).map_err(told)?;
         match more.len() as u64 {

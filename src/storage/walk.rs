@@ -15,6 +15,7 @@ use crate::format::codec::equal;
 use crate::format::index::{Index, Place};
 use crate::format::leaves::{Entry, KeyspaceSums, Leaves, Stored};
 use crate::format::snapshot::{HEADER_LEN, Totals};
+use crate::planted::{Bug, planted};
 use crate::sync::Mutex;
 
 /// Shows every leaf block to `visit`, on `threads` threads, in no order; returns its answers in key order, and
@@ -232,7 +233,11 @@ pub(crate) fn catalogue_entry<'k>(
         let max = crate::MAX_KEYSPACE_NAME_LEN as u64;
         return range("length of a keyspace name", name.len() as u64, 1, max);
     }
-    let name = std::str::from_utf8(name).map_err(|_| Fault::Text)?;
+    let name = match std::str::from_utf8(name) {
+        Ok(name) => name,
+        Err(error) if planted(Bug::UnwrapsText) => panic!("{error}"),
+        Err(_) => return Err(Fault::Text),
+    };
     // A name that went away with time would show other keyspaces to who loads than to who reads in place.
     if entry.expire_at != 0 {
         return range("expiry of a catalogue entry", entry.expire_at, 0, 0);
