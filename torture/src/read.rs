@@ -228,6 +228,9 @@ impl Disk for OneFile {
     fn list(&self, _: &Path) -> io::Result<Vec<std::ffi::OsString>> {
         refused()
     }
+    fn identify(&self, _: &Path) -> io::Result<PathBuf> {
+        refused()
+    }
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         refused()
     }
