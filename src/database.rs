@@ -450,9 +450,11 @@ impl Reclaimer {
         let (waker, wake) = bounded(1);
         let (stop, stopped) = bounded::<()>(0);
         tree.set_waker(waker);
+        let never_dropped = planted(Bug::ReclaimerLeaked).then(|| Arc::clone(tree));
         // Weak: the thread must not keep alive what ends it.
         let tree = Arc::downgrade(tree);
         let run = move |wake: Receiver<()>| {
+            let _held = &never_dropped;
             loop {
                 select! {
                     recv(wake) -> woken => if woken.is_err() { return },

@@ -316,7 +316,7 @@ impl Leaf {
         kept.whole.retain(|whole| {
             let heir = newest_in(whole.born, whole.died);
             heirs.extend(heir);
-            heir.is_some()
+            heir.is_some() || stays(whole.died)
         });
         // Of kept entries only the cuts without a whole page have need.
         let newest_in = |born: u64, died: u64| {
