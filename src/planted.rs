@@ -99,8 +99,6 @@ pub(crate) enum Bug {
     LimitNotChecked,
     /// A handle to a dropped keyspace goes on writing.
     DroppedStillWrites,
-    /// Files: offset and length are added with a wrap.
-    WrapsPlaces,
     /// Files: a block is decompressed over what an earlier one left, and may be shorter than was stated.
     ReusesBuffer,
     /// Files: a block may state any length, whatever its bytes can stand for.

@@ -10,7 +10,6 @@ use super::codec::{Damage, Decoded, Decoder, equal};
 use super::leaves::{Leaves, Summary};
 use super::snapshot::{Footer, HEADER_LEN, SPAN_LEN, Span, Totals};
 use crate::error::Fault;
-use crate::planted::{Bug, planted};
 use crate::position::Seq;
 
 const HEAD_LEN: usize = 8;
@@ -39,9 +38,6 @@ pub(crate) struct Place {
 impl Place {
     /// Where the next block starts.
     pub(crate) fn end(&self) -> u64 {
-        if planted(Bug::WrapsPlaces) {
-            return self.offset.wrapping_add(self.len.into());
-        }
         self.offset.saturating_add(self.len.into())
     }
 }
