@@ -42,7 +42,7 @@ impl Assembly {
     ///
     /// `None` if the root does not fit into a block, which takes fences of more than 4 GiB in total.
     pub(crate) fn finish(mut self) -> Option<(Vec<u8>, Footer)> {
-        let mut packer = Packer::new(Codec::Raw);
+        let packer = Packer::new(Codec::Raw);
         let (mut tail, mut block) = (Vec::new(), Vec::new());
         self.bodies.extend(self.index.finish());
         for body in std::mem::take(&mut self.bodies) {

@@ -153,28 +153,21 @@ impl Frame {
     }
 }
 
-/// Makes blocks; keeps the compressor's table from one to the next.
+/// Makes blocks. The same content gives the same bytes, whichever blocks were made before.
 pub(crate) struct Packer {
     codec: Codec,
-    table: CompressTable,
 }
 
 impl Packer {
     pub(crate) fn new(codec: Codec) -> Self {
-        Packer { codec, table: CompressTable::small() }
+        Packer { codec }
     }
 
     /// Puts `raw` into `out` as a block that has no ordinal and no checksum of its frame yet: [`number`] adds both.
     ///
     /// Stored raw when the codec saves less than a thirty-second, and always when it is an index or root.
     /// `None` when `raw` is empty or longer than its kind allows.
-    pub(crate) fn pack(
-        &mut self,
-        kind: Kind,
-        raw: &[u8],
-        items: u32,
-        out: &mut Vec<u8>,
-    ) -> Option<()> {
+    pub(crate) fn pack(&self, kind: Kind, raw: &[u8], items: u32, out: &mut Vec<u8>) -> Option<()> {
         let raw_len = u32::try_from(raw.len()).ok().filter(|_| raw.len() <= kind.max_len())?;
         if raw_len == 0 {
             return None;
@@ -185,7 +178,9 @@ impl Packer {
         if self.codec == Codec::Lz4 && matches!(kind, Kind::Leaves | Kind::Chunk) {
             out.resize(FRAME_LEN.saturating_add(get_maximum_output_size(raw.len())), 0);
             let body = out.get_mut(FRAME_LEN..)?;
-            let packed = compress_into_with_table(raw, body, &mut self.table).ok()?;
+            // A fresh table each time: what a used one remembers finds its way into the bytes.
+            let mut table = CompressTable::small();
+            let packed = compress_into_with_table(raw, body, &mut table).ok()?;
             if packed < raw.len().saturating_sub(raw.len() >> 5) {
                 codec = Codec::Lz4;
                 out.truncate(FRAME_LEN.saturating_add(packed));
