@@ -132,8 +132,8 @@ impl Database {
     /// A database in memory, filled from a saved file. The file is not held open.
     ///
     /// Everything is proven before anything is returned: checksums, order, counts and the fingerprint. The
-    /// first write begins a new history; until then the position is the file's. Cost: all cores, about a
-    /// second for a gigabyte.
+    /// first write begins a new history; until then the position is the file's. Cost: all cores, one
+    /// pass over the file.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Corrupt`] with file and offset.
