@@ -536,9 +536,8 @@ impl Film<'_> {
                 peak.store(before, Ordering::Relaxed);
                 phase.store(round * 2 + 1, Ordering::Relaxed);
                 let began = Instant::now();
-                let still = self.engine.database.snapshot().expect("an open database");
-                let save = still.save(self.path, SaveOptions::default()).expect("a save begins");
-                drop(still);
+                let database = &self.engine.database;
+                let save = database.save(self.path, SaveOptions::default()).expect("a save begins");
                 let report = save.wait().expect("a save succeeds");
                 let saving = began.elapsed();
                 phase.store(round * 2 + 2, Ordering::Relaxed);

@@ -28,9 +28,10 @@ use crate::storage::Disk;
 use crate::storage::load::{Loaded, load_file, load_stream};
 use crate::storage::save::{SaveHandle, SaveOptions};
 use crate::storage::snapshot_file::SnapshotFile;
+use crate::storage::source;
 use crate::sync::Mutex;
 use crate::tree::{
-    BatchOp, BuiltLeaf, Bulk, Changes, Condition, PointWrite, RangeDelete, Scan, Still, Tree,
+    BatchOp, BuiltLeaf, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Scan, Still, Tree,
     Written, new_value,
 };
 use crate::{Error, MAX_KEYSPACE_NAME_LEN, Result};
@@ -211,14 +212,16 @@ impl Database {
     /// # Ok::<(), stillframe::Error>(())
     /// ```
     ///
-    /// Writers go on; what they change first is kept until the save has ended. A crash leaves the old file
+    /// Writers go on; what they change ahead of the save is kept until it has passed there. A crash leaves the old file
     /// or the new one under `path`, whole, and perhaps a temporary file beside it.
     ///
     /// # Errors
     /// [`Error::SaveInProgress`], [`Error::Io`], [`Error::Closed`], [`Error::Poisoned`]; those of the writing come
     /// from [`SaveHandle::wait`].
     pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
-        Snapshot::take(&self.engine, Holder::Save)?.save(path, options)
+        let pass = Pass::take(&self.engine.tree, Holder::Save)?;
+        let cut = source::Cut::of(pass.cut(), self.engine.lineage(pass.cut()));
+        SaveHandle::start(Arc::clone(&self.engine.disk), path.as_ref(), pass, cut, &options)
     }
 
     /// The keyspace of this name, created if there is none.
@@ -369,6 +372,15 @@ impl Database {
 /// Outside semver.
 #[cfg(feature = "simulation")]
 impl Database {
+    /// Begins to copy everything at a cut of its own, as a save does.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn pass(&self) -> Result<crate::snapshot::LeafPass> {
+        let pass = Pass::take(&self.engine.tree, Holder::Save)?;
+        Ok(crate::snapshot::LeafPass::new(pass))
+    }
+
     /// Does what the reclaimer's thread does.
     pub fn reclaim(&self) {
         self.engine.tree.reclaim();

@@ -44,6 +44,7 @@ pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 pub mod simulation {
     pub use crate::clock::{Clock, Random, SimClock};
     pub use crate::format::probe::decode_block;
+    pub use crate::snapshot::{LeafPass, PassedEntry};
     pub use crate::storage::sim::{
         Call, CallKind, Change, CrashPoint, DirId, DiskFault, Effect, Fate, FileId, Node, SimDisk,
         Step,

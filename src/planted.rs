@@ -63,6 +63,12 @@ pub(crate) enum Bug {
     ScanHandOverHand,
     /// R7: leaves are merged whatever they keep.
     MergesKept,
+    /// A still marks the leaves that it has read, as a pass does.
+    StillMarks,
+    /// A leaf's mark counts for whatever cut is the newest.
+    MarkOfAnother,
+    /// R7: a merged leaf keeps the left one's mark, though the pass has yet to come to the right one.
+    MergeKeepsMark,
     /// I7: a merge latches the right leaf before the left.
     MergeRightFirst,
     /// Nothing is kept of an entry that is removed.

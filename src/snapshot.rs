@@ -111,7 +111,7 @@ impl Snapshot {
     /// [`Error::SaveInProgress`], [`Error::Io`]; those of the writing come from
     /// [`SaveHandle::wait`](crate::SaveHandle::wait).
     pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
-        let cut = source::Cut::of(&self.still, self.engine.lineage(self.still.cut()));
+        let cut = source::Cut::of(self.still.cut(), self.engine.lineage(self.still.cut()));
         let disk = Arc::clone(&self.engine.disk);
         SaveHandle::start(disk, path.as_ref(), Arc::clone(&self.still), cut, &options)
     }
@@ -123,7 +123,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`] of `<stream>`, [`Error::SelfCheck`], [`Error::Poisoned`].
     pub fn write_to(&self, out: impl io::Write, options: &SaveOptions) -> Result<SaveReport> {
-        let cut = source::Cut::of(&self.still, self.engine.lineage(self.still.cut()));
+        let cut = source::Cut::of(self.still.cut(), self.engine.lineage(self.still.cut()));
         save_to_stream(&self.still, &cut, options, out)
     }
 }
@@ -140,6 +140,51 @@ impl Snapshot {
     /// [`Error::Poisoned`].
     pub fn check(&self) -> Result<()> {
         self.still.check(PREFIX_LEN)
+    }
+}
+
+/// What a save does with the tree, a leaf at a time. Outside semver.
+#[cfg(feature = "simulation")]
+pub struct LeafPass {
+    pass: crate::tree::Pass,
+    next: Option<Vec<u8>>,
+}
+
+/// The number of a keyspace, key, value and expiry of an entry. Outside semver.
+#[cfg(feature = "simulation")]
+pub type PassedEntry = (u32, Vec<u8>, Vec<u8>, u64);
+
+#[cfg(feature = "simulation")]
+impl LeafPass {
+    pub(crate) fn new(pass: crate::tree::Pass) -> Self {
+        LeafPass { pass, next: Some(Vec::new()) }
+    }
+
+    /// The number of the last batch that its cut holds.
+    pub fn seq(&self) -> Seq {
+        self.pass.cut().position.seq
+    }
+
+    /// The entries of the next leaf, the catalogue's (number 0) too; `None` after the last.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn step(&mut self) -> Result<Option<Vec<PassedEntry>>> {
+        let Some(from) = &self.next else { return Ok(None) };
+        let mut copy = crate::tree::LeafCopy::default();
+        self.pass.copy_leaf(from, &mut copy)?;
+        let page = copy.page();
+        let mut key = Vec::new();
+        let entries = (0..page.len()).map(|at| {
+            page.key_into(at, &mut key);
+            let (id, own) = key.split_first_chunk().expect("a keyspace's number comes first");
+            let entry = page.entry(at);
+            let value = entry.value.bytes().to_vec();
+            (u32::from_be_bytes(*id), own.to_vec(), value, entry.expire_at)
+        });
+        let entries = entries.collect();
+        self.next = page.high().map(<[u8]>::to_vec);
+        Ok(Some(entries))
     }
 }
 

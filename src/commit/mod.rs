@@ -128,8 +128,12 @@ pub(crate) struct Commit {
     state: Mutex<State>,
     /// [`Cut::code`] of the newest live cut, 0 if there is none: a hint, read before the lock.
     ///
-    /// Relaxed both ways: written under the lock, and checked again under it.
+    /// Relaxed both ways, as the two below: written under the lock, and checked again under it.
     newest_code: AtomicU64,
+    /// The id of that cut.
+    newest_id: AtomicU64,
+    /// The code of the newest live cut but that one.
+    second_code: AtomicU64,
     /// Set once, never cleared. Release when set, acquire when read: who sees it unset may still meet a
     /// half-applied leaf only by its latch, which is released after this is set.
     poisoned: AtomicBool,
@@ -168,9 +172,9 @@ pub(crate) struct Ticket<'a> {
     commit: &'a Commit,
     pub(crate) position: Position,
     pub(crate) tick: u64,
-    /// The newest live cut's tick.
+    /// The tick of the newest live cut that has not passed.
     pub(crate) newest: Option<u64>,
-    /// The newest live cut, if it is newer than what the leaves are listed for.
+    /// That cut, if it is newer than what the leaves are listed for.
     pub(crate) cut: Option<Arc<Cut>>,
 }
 
@@ -207,6 +211,8 @@ impl Drop for Ticket<'_> {
 pub(crate) struct Prepared {
     /// Every cut up to this code is served by what is prepared.
     pub(crate) serves: u64,
+    /// The cut of this id has passed all the leaves: nothing is kept for it.
+    pub(crate) passed_by: u64,
     /// The leaf's range is listed with the cut of this id and with none that is newer.
     pub(crate) listed: u64,
     /// The batch that ends this keyspace: no later batch may touch it.
@@ -246,14 +252,27 @@ impl Commit {
                 closed: false,
             }),
             newest_code: AtomicU64::new(0),
+            newest_id: AtomicU64::new(0),
+            second_code: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             has_history: AtomicBool::new(false),
         }
     }
 
-    /// The newest live cut's code, 0 for none; may be out of date at once.
-    pub(crate) fn newest_code(&self) -> u64 {
-        self.newest_code.load(Ordering::Relaxed)
+    /// The tick of the newest live cut other than that of id `passed_by`; may be out of date at once.
+    pub(crate) fn newest_hint(&self, passed_by: u64) -> Option<u64> {
+        let is_passed = passed_by != 0 && self.newest_id.load(Ordering::Relaxed) == passed_by;
+        let code = if is_passed { &self.second_code } else { &self.newest_code };
+        code.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    fn set_hints(&self, state: &State) {
+        let mut newest = state.cuts.iter().rev();
+        let (first, second) = (newest.next(), newest.next());
+        let code = |cut: Option<&Arc<Cut>>| cut.map_or(0, |cut| cut.code());
+        self.newest_code.store(code(first), Ordering::Relaxed);
+        self.newest_id.store(first.map_or(0, |cut| cut.id), Ordering::Relaxed);
+        self.second_code.store(code(second), Ordering::Relaxed);
     }
 
     /// Whether this run has drawn its history.
@@ -285,11 +304,15 @@ impl Commit {
         if deltas.iter().any(|(slot, _)| is_dropped(slot)) && !planted(Bug::DroppedStillWrites) {
             return Err(Refused::Error(Error::NoKeyspace));
         }
-        let newest = state.cuts.last();
+        let any_mark = planted(Bug::MarkOfAnother) && prepared.passed_by != 0;
+        let is_passed = |cut: &&Arc<Cut>| cut.id == prepared.passed_by || any_mark;
+        let newest = state.cuts.iter().rev().find(|cut| !is_passed(cut));
         if newest.is_some_and(|cut| cut.code() > prepared.serves) {
             return Err(Refused::NewCut);
         }
         let newest_tick = newest.map(|cut| cut.tick);
+        // Totals are kept for every live cut.
+        let newest_of_all = state.cuts.last().map(|cut| cut.tick);
         let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
         if let Some(slot) = prepared.drops {
             state.keyspaces[slot.0 as usize].dropped = true;
@@ -303,8 +326,8 @@ impl Commit {
         for (slot, delta) in deltas {
             state.totals.add(delta);
             let keyspace = &mut state.keyspaces[slot.0 as usize];
-            if let Some(newest_tick) = newest_tick.filter(|_| !planted(Bug::TotalsKeepNothing))
-                && keyspace.kept.last().is_none_or(|(died, _)| *died <= newest_tick)
+            if let Some(newest) = newest_of_all.filter(|_| !planted(Bug::TotalsKeepNothing))
+                && keyspace.kept.last().is_none_or(|(died, _)| *died <= newest)
             {
                 if keyspace.kept.is_empty() {
                     state.keeping.push(*slot);
@@ -313,8 +336,8 @@ impl Commit {
             }
             keyspace.now.add(delta);
         }
-        let newest = newest_tick;
-        Ok(Ticket { commit: self, position: state.position, tick: state.tick, newest, cut })
+        let (position, tick) = (state.position, state.tick);
+        Ok(Ticket { commit: self, position, tick, newest: newest_tick, cut })
     }
 
     fn refusal(&self, state: &State) -> Result<()> {
@@ -351,7 +374,7 @@ impl Commit {
             state = self.state.lock();
         }
         state.cuts.push(Arc::clone(&cut));
-        self.newest_code.store(cut.code(), Ordering::Relaxed);
+        self.set_hints(&state);
         Ok(cut)
     }
 
@@ -365,7 +388,7 @@ impl Commit {
             let at = state.cuts.iter().rposition(|live| Arc::ptr_eq(live, cut));
             state.cuts.remove(at.expect("a cut is dropped once"));
         }
-        self.newest_code.store(state.cuts.last().map_or(0, |cut| cut.code()), Ordering::Relaxed);
+        self.set_hints(&state);
         let keeping = !state.keeping.is_empty();
         drop(state);
         keeping || cut.has_ranges()
@@ -403,9 +426,10 @@ impl Commit {
         }
     }
 
-    /// Ticks of the live cuts, ascending.
-    pub(crate) fn live_ticks(&self) -> Vec<u64> {
-        self.state.lock().cuts.iter().map(|cut| cut.tick).collect()
+    /// Ticks of the live cuts but that of id `passed_by`, ascending.
+    pub(crate) fn live_ticks(&self, passed_by: u64) -> Vec<u64> {
+        let state = self.state.lock();
+        state.cuts.iter().filter(|cut| cut.id != passed_by).map(|cut| cut.tick).collect()
     }
 
     /// The live cuts, ascending by tick.

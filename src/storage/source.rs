@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
+use crate::commit;
 use crate::error::Result;
 use crate::format::snapshot::Span;
 use crate::position::{Position, Seq};
 use crate::tree::bulk::{BuiltLeaf, Bulk, LeafBuilder};
-use crate::tree::{self, Still};
+use crate::tree::{self, Pass, Still};
 
 /// One entry as a save reads it.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +29,7 @@ pub(crate) trait LeafSource: Send + Sync {
     /// Copies the content at the cut of the leaf that covers `from` into `out`, replacing what that held.
     ///
     /// When `from` lies inside a leaf, only what is at or above it is copied, and `out.low()` is `from`.
+    /// Called from the empty key on, then at each copy's high fence, once each.
     fn copy_leaf(&self, from: &[u8], out: &mut Self::Copy) -> Result<()>;
 }
 
@@ -94,9 +96,8 @@ pub(crate) trait LeafBuild {
 pub(crate) type Built<'a, S> = <<S as LeafSink>::Builder<'a> as LeafBuild>::Built;
 
 impl Cut {
-    /// What a save of `still` promises.
-    pub(crate) fn of(still: &Still, lineage: Vec<Span>) -> Self {
-        let cut = still.cut();
+    /// What a save at `cut` promises.
+    pub(crate) fn of(cut: &commit::Cut, lineage: Vec<Span>) -> Self {
         Cut {
             position: cut.position,
             time_ms: cut.time_ms,
@@ -112,6 +113,14 @@ impl LeafSource for Arc<Still> {
 
     fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<()> {
         Still::copy_leaf(self, from, out)
+    }
+}
+
+impl LeafSource for Pass {
+    type Copy = tree::LeafCopy;
+
+    fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<()> {
+        Pass::copy_leaf(self, from, out)
     }
 }
 

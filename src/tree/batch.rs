@@ -88,17 +88,21 @@ impl Tree {
         if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 {
             return Ok((None, 0));
         }
-        let mut newest = self.commit.newest_code().checked_sub(1);
+        // One mark speaks for all leaves only if all have it.
+        let first = planned.first().map_or(0, |leaf| leaf.latch.passed_by);
+        let is_common = planned.iter().all(|leaf| leaf.latch.passed_by == first);
+        let passed_by = if is_common { first } else { 0 };
+        let mut newest = self.commit.newest_hint(passed_by);
         let ticket = loop {
             let forgets = planted(Bug::RangeKeepsNothing) && !changes.ranges.is_empty();
             if let Some(newest) = newest.filter(|_| !forgets) {
-                let cuts = self.commit.live_ticks();
+                let cuts = self.commit.live_ticks(passed_by);
                 for leaf in &mut planned {
                     leaf.plan_keep(newest, &cuts, &changes.ops);
                 }
             }
             let serves = newest.map_or(0, |newest| newest + 1);
-            let prepared = Prepared { serves, listed: 0, drops: changes.drops };
+            let prepared = Prepared { serves, passed_by, listed: 0, drops: changes.drops };
             match self.commit.take(&deltas.by_slot, prepared) {
                 Ok(ticket) => break ticket,
                 Err(Refused::Error(error)) => return Err(error),
@@ -416,6 +420,7 @@ impl Tree {
                 stamp: ticket.position.seq,
                 next,
                 is_candidate: false,
+                passed_by: latch.passed_by,
                 kept,
             };
             next = Some(id);

@@ -77,7 +77,7 @@ impl Bulk {
             entries.push((page.low().to_vec(), ids[at]));
             let next = ids.get(at + 1).copied();
             *slab.get(ids[at]).0.write() =
-                Leaf { page: Some(page), stamp, next, is_candidate: false, kept: None };
+                Leaf { page: Some(page), stamp, next, ..Leaf::default() };
         }
         let directory = Directory::new(entries, Arc::clone(&self.account));
         let commit = Commit::new(position, time_ms, totals);

@@ -92,7 +92,7 @@ impl Tree {
         let totals = self.commit.all_totals();
         assert_eq!((records, sum), (totals.records, totals.fingerprint), "the running totals");
         assert!(self.slab.len() >= leaves);
-        if self.commit.live_ticks().is_empty() && self.is_reclaimed() {
+        if self.commit.live_ticks(0).is_empty() && self.is_reclaimed() {
             let retained = self.account.retained.load(std::sync::atomic::Ordering::Relaxed);
             assert_eq!(retained, 0, "something is kept for no still");
             assert!(self.nothing_waits(), "a leaf waits to be merged, for no still");

@@ -35,10 +35,12 @@ pub(crate) struct Leaf {
     pub(crate) next: Option<LeafId>,
     /// On the list of leaves that may be merged.
     pub(crate) is_candidate: bool,
+    /// Id of the cut whose pass has copied all of the leaf last, 0 for none: nothing is kept here for it.
+    pub(crate) passed_by: u64,
     pub(crate) kept: Option<Box<Kept>>,
 }
 
-const _: () = assert!(size_of::<Leaf>() <= 48);
+const _: () = assert!(size_of::<Leaf>() <= 56);
 
 /// What a leaf keeps for stills.
 #[derive(Default)]

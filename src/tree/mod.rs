@@ -18,6 +18,7 @@ mod directory;
 mod ends;
 mod leaf;
 mod page;
+mod pass;
 mod reclaim;
 mod slab;
 pub(crate) mod still;
@@ -38,6 +39,7 @@ pub(crate) use batch::{BatchOp, Changes, RangeDelete};
 pub(crate) use bulk::{BuiltLeaf, Bulk};
 pub(crate) use ends::End;
 pub(crate) use page::{Entry, Value};
+pub(crate) use pass::Pass;
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
 pub(crate) use write::{Condition, PointWrite, Written, new_value};
 

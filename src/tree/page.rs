@@ -418,13 +418,18 @@ impl Page {
     /// Bytes of slots and entries in use.
     pub(crate) fn used(&self) -> usize {
         let header = self.header();
-        let end = header.cap.min(header.base + u16::MAX as u32);
-        (end - header.heap - header.garbage) as usize + SLOT * usize::from(header.count)
+        self.heap_end() - (header.heap + header.garbage) as usize + SLOT * self.len()
     }
 
-    /// Whether there are bytes of entries that no slot names any more.
-    fn has_garbage(&self) -> bool {
-        self.header().garbage > 0
+    /// Where entries end: offsets count from `base` in 16 bits, what a block offers beyond is not used.
+    fn heap_end(&self) -> usize {
+        let header = self.header();
+        header.cap.min(header.base + u16::MAX as u32) as usize
+    }
+
+    /// Bytes of entries that no slot names any more.
+    pub(crate) fn garbage(&self) -> usize {
+        self.header().garbage as usize
     }
 
     /// Bytes the page takes in memory.
@@ -540,8 +545,10 @@ impl Page {
         let head = u64::from(head_of(suffix));
         let slots = self.slots();
         let start = lower_bound(slots, head << 32);
-        if slots.get(start).is_none_or(|slot| slot >> 32 != head) {
-            return Err(start);
+        match slots.get(start) {
+            // Its key is compared next and its value read or replaced: all of its lines come together.
+            Some(&slot) if slot >> 32 == head => self.prefetch_entry(slot),
+            _ => return Err(start),
         }
         let run = &slots[start..];
         // Nearly always one entry has this head; when many do, halve.
@@ -619,11 +626,9 @@ impl Page {
     /// # Panics
     /// If there is no room: our bug, nothing was changed.
     pub(crate) fn insert(&mut self, at: usize, key: &[u8], entry: &Entry<'_>) {
-        let prefix_len = self.prefix_len();
-        let suffix = &key[prefix_len..];
-        let (flags, len) = shape(suffix.len(), entry);
+        let (flags, len) = shape(key.len() - self.prefix_len(), entry);
         assert!(self.free() >= SLOT + len, "our bug: no room for {len} bytes in a page");
-        let slot = self.push_entry(key, suffix, entry, flags, len);
+        let slot = self.push_entry(key, entry, flags, len);
         let count = self.len();
         let slots = self.slots_prefix_mut(count + 1);
         slots.copy_within(at..count, at + 1);
@@ -640,27 +645,17 @@ impl Page {
     }
 
     /// Writes an entry of `len` bytes into the free room and returns its slot.
-    fn push_entry(
-        &mut self,
-        key: &[u8],
-        suffix: &[u8],
-        entry: &Entry<'_>,
-        flags: u8,
-        len: usize,
-    ) -> u64 {
+    fn push_entry(&mut self, key: &[u8], entry: &Entry<'_>, flags: u8, len: usize) -> u64 {
+        let suffix = &key[self.prefix_len()..];
         let start = self.header().heap as usize - len;
         let mut at = start;
+        if let Value::Bytes(bytes) = entry.value {
+            at += self.write_len(start, bytes.len());
+        }
         let mut put = |page: &mut Self, bytes: &[u8]| {
             page.write(at, bytes);
             at += bytes.len();
         };
-        if let Value::Bytes(bytes) = entry.value {
-            #[expect(clippy::cast_possible_truncation, reason = "inline values are at most 2 KiB")]
-            match flags & WIDE_VALUE != 0 {
-                true => put(self, &(bytes.len() as u16).to_le_bytes()),
-                false => put(self, &[bytes.len() as u8]),
-            }
-        }
         if entry.expire_at != 0 {
             put(self, &entry.expire_at.to_le_bytes());
         }
@@ -705,13 +700,34 @@ impl Page {
             | u64::from(flags)
     }
 
+    /// Writes the length of an inline value, and returns the length of that: one byte, or two beyond 255.
+    ///
+    /// Which of both a slot says; a value that is replaced in place keeps its width.
+    fn write_len(&mut self, offset: usize, value_len: usize) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "inline values are at most 2 KiB")]
+        if value_len > 255 {
+            self.write(offset, &(value_len as u16).to_le_bytes());
+            2
+        } else {
+            self.write(offset, &[value_len as u8]);
+            1
+        }
+    }
+
     /// Bytes of free room that replacing the entry at `at` by `entry` needs; 0 if it fits in place.
     pub(crate) fn replace_cost(&self, at: usize, key: &[u8], entry: &Entry<'_>) -> usize {
         let slot = self.slots()[at];
         let (flags, len) = shape(key.len() - self.prefix_len(), entry);
-        let parts = self.parts(slot);
-        let old_start = self.header().base as usize + ((slot >> 16) & 0xffff) as usize;
-        if flags == flags_of(slot) && parts.end - old_start == len { 0 } else { len }
+        if flags == flags_of(slot) && len <= self.entry_len(slot) { 0 } else { len }
+    }
+
+    /// Bytes that the entry of `slot` takes, the slot not counted.
+    fn entry_len(&self, slot: u64) -> usize {
+        self.parts(slot).end - self.entry_start(slot)
+    }
+
+    fn entry_start(&self, slot: u64) -> usize {
+        self.header().base as usize + ((slot >> 16) & 0xffff) as usize
     }
 
     /// Replaces the entry at `at`; there is room for `replace_cost` bytes.
@@ -719,15 +735,20 @@ impl Page {
         let slot = self.slots()[at];
         let parts = self.parts(slot);
         let (flags, len) = shape(key.len() - self.prefix_len(), entry);
-        let old_start = self.header().base as usize + ((slot >> 16) & 0xffff) as usize;
-        if flags == flags_of(slot) && parts.end - old_start == len {
+        let start = self.entry_start(slot);
+        if flags == flags_of(slot) && len <= parts.end - start {
             if entry.expire_at != 0 {
                 self.write(parts.expiry, &entry.expire_at.to_le_bytes());
             }
             return match entry.value {
                 Value::Absent => None,
                 Value::Bytes(bytes) => {
+                    self.write_len(start, bytes.len());
                     self.write(parts.value, bytes);
+                    #[expect(clippy::cast_possible_truncation, reason = "below cap")]
+                    {
+                        self.header_mut().garbage += (parts.value_len - bytes.len()) as u32;
+                    }
                     None
                 }
                 Value::Large(large) => {
@@ -740,9 +761,8 @@ impl Page {
             };
         }
         assert!(self.free() >= len, "our bug: no room for {len} bytes in a page");
-        let suffix = key[self.prefix_len()..].to_vec();
         let trash = self.disown(slot);
-        let new_slot = self.push_entry(key, &suffix, entry, flags, len);
+        let new_slot = self.push_entry(key, entry, flags, len);
         let count = self.len();
         self.slots_prefix_mut(count)[at] = new_slot;
         self.header_mut().larges += u16::from(flags & (LARGE_VALUE | LARGE_KEY) != 0);
@@ -765,7 +785,7 @@ impl Page {
     fn disown(&mut self, slot: u64) -> Trash {
         let flags = flags_of(slot);
         let parts = self.parts(slot);
-        let start = self.header().base as usize + ((slot >> 16) & 0xffff) as usize;
+        let start = self.entry_start(slot);
         #[expect(clippy::cast_possible_truncation, reason = "below cap")]
         {
             self.header_mut().garbage += (parts.end - start) as u32;
@@ -817,6 +837,14 @@ impl Page {
                     self.write(parts.died, &tick.to_le_bytes());
                 }
             }
+        }
+    }
+
+    #[inline]
+    fn prefetch_entry(&self, slot: u64) {
+        let start = self.start.as_ptr().cast::<u8>().wrapping_add(self.entry_start(slot));
+        for line in 0..3 {
+            prefetch(start.wrapping_add(64 * line));
         }
     }
 

@@ -144,7 +144,7 @@ impl Tree {
         loop {
             let early = planted(Bug::LiveReadBeforeLatch).then(|| self.commit.live_cuts());
             let mut latch = self.latch_write(&from);
-            let freed = self.sweep_leaf(&mut latch, early);
+            let freed = self.sweep_leaf(&mut latch, 0, early);
             let high = latch.live().high().map(<[u8]>::to_vec);
             drop(latch);
             drop(freed);
@@ -159,15 +159,18 @@ impl Tree {
 
     /// Frees what the latched leaf keeps for no live cut, and lists it with those that it still keeps for.
     ///
-    /// `early` are live cuts that a planted bug read before the latch was taken.
+    /// The cut of id `passing` needs nothing here any more; 0 is no cut's. `early` are live cuts that a planted
+    /// bug read before the latch was taken.
     pub(crate) fn sweep_leaf(
         &self,
         latch: &mut WriteLatch<'_>,
+        passing: u64,
         mut early: Option<Vec<Arc<Cut>>>,
     ) -> Vec<Page> {
         let mut freed = Vec::new();
         loop {
-            let live = early.take().unwrap_or_else(|| self.commit.live_cuts());
+            let mut live = early.take().unwrap_or_else(|| self.commit.live_cuts());
+            live.retain(|cut| cut.id != passing);
             let (heirs, pages) = latch.sweep(&live);
             freed.extend(pages);
             let page = latch.live();
@@ -239,6 +242,9 @@ impl Tree {
             true => left.stamp.min(right.stamp),
             false => left.stamp.max(right.stamp),
         };
+        if left.passed_by != right.passed_by && !planted(Bug::MergeKeepsMark) {
+            left.passed_by = 0;
+        }
         // Out of the directory while latched, then dead: who finds a dead leaf never finds it there again.
         if !planted(Bug::DeadNeverRemoved) {
             self.directory.remove(low);

@@ -80,6 +80,9 @@ impl Still {
     /// Copies the content of the leaf that covers `from` into `out`, from that key on.
     pub(crate) fn copy_leaf(&self, from: &[u8], out: &mut LeafCopy) -> Result<()> {
         out.clear();
+        if planted(Bug::StillMarks) {
+            self.tree.latch_write(from).passed_by = self.cut.id;
+        }
         let leaf = self.tree.latch_read(from);
         self.tree.commit.check()?;
         self.copy(&leaf, from, out);
@@ -95,7 +98,7 @@ impl Still {
         Ok(())
     }
 
-    fn copy(&self, leaf: &Leaf, from: &[u8], out: &mut LeafCopy) {
+    pub(crate) fn copy(&self, leaf: &Leaf, from: &[u8], out: &mut LeafCopy) {
         leaf.copy_at(self.cut.tick, from, &mut out.page);
         out.stamp = leaf.stamp_at(self.cut.tick).min(self.cut.position.seq);
     }
@@ -112,7 +115,7 @@ impl Drop for Still {
 
 impl LeafCopy {
     /// Lets go of what it holds, with no latch held: it may be the last to hold a large value.
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         crate::sync::assert_no_latch("freeing large values");
         if let Some(page) = &mut self.page {
             page.clear();

@@ -166,7 +166,11 @@ impl Tree {
             Err(_) => key.len() + new_len,
             Ok(at) => {
                 let old_len = latch.live().entry(at).value.len();
-                let kept = if self.commit.newest_code() == 0 { 0 } else { key.len() + old_len };
+                let kept = if self.commit.newest_hint(latch.passed_by).is_none() {
+                    0
+                } else {
+                    key.len() + old_len
+                };
                 new_len.saturating_sub(old_len) + kept
             }
         };
@@ -194,7 +198,7 @@ impl Tree {
         let mut at = self.make_room(latch, key, new.as_ref());
         let delta = delta_of(latch.live(), at, write);
         // Prepared for the newest cut there seems to be; if another is taken meanwhile, for any.
-        let mut newest = self.commit.newest_code().checked_sub(1);
+        let mut newest = self.commit.newest_hint(latch.passed_by);
         if planted(Bug::NewestAfterLock) {
             newest = Some(u64::MAX - 1);
         }
@@ -206,6 +210,7 @@ impl Tree {
                     _ if planted(Bug::NewestBeforeLock) => u64::MAX,
                     newest => newest.map_or(0, |newest| newest + 1),
                 },
+                passed_by: latch.passed_by,
                 listed: if keeps { latch.newest_listed() } else { u64::MAX },
                 drops: None,
             };
@@ -259,7 +264,7 @@ impl Tree {
             self.settle_kept(latch, ticket.cut.as_deref(), old_stamp, garbage);
         }
         let position = ticket.done();
-        if new.is_none() {
+        if new.is_none() || delta.bytes < 0 {
             self.note_shrunk(latch);
         }
         Ok(position)
@@ -301,7 +306,7 @@ impl Tree {
         };
         let bytes = page.cost(key, &old);
         if newest < u64::MAX - 1 && latch.would_outweigh(bytes) {
-            let cuts = self.commit.live_ticks();
+            let cuts = self.commit.live_ticks(latch.passed_by);
             let (mut pages, present_from) = latch.whole_pages(&cuts);
             if let (Some(born), Some(&last)) = (present_from, cuts.last()) {
                 let mut page = latch.live().duplicate(0);
@@ -342,11 +347,11 @@ impl Tree {
             None => !kept.listed.is_empty(),
         };
         if !is_listed {
-            garbage.pages.extend(self.sweep_leaf(latch, None));
+            garbage.pages.extend(self.sweep_leaf(latch, 0, None));
         }
     }
 
-    /// Makes the leaf able to take `new` under `key` (`None`: nothing is needed), by more memory or by a
+    /// Makes the leaf able to take `new` under `key` (`None`: nothing is needed), by other memory or by a
     /// split, after which the latch is that of the half the key lies in. Returns where the key is or belongs.
     fn make_room<'a>(
         &'a self,
@@ -355,22 +360,29 @@ impl Tree {
         new: Option<&Entry<'_>>,
     ) -> std::result::Result<usize, usize> {
         loop {
-            let page = latch.live();
+            let page = latch.live_mut();
             let at = page.find(key);
-            let Some(new) = new else { return at };
-            let need = match at {
-                Ok(at) => page.replace_cost(at, key, new),
-                Err(_) => page.cost(key, new),
+            let need = match (new, at) {
+                (None, _) => 0,
+                (Some(new), Ok(at)) => page.replace_cost(at, key, new),
+                (Some(new), Err(_)) => page.cost(key, new),
             };
-            let has_place = at.is_ok() || page.len() < self.config.leaf_entries;
-            if need <= page.free() && has_place {
+            let has_place = new.is_none() || at.is_ok() || page.len() < self.config.leaf_entries;
+            let used = page.used() + need;
+            let room = page.free() + page.garbage();
+            // What blocks and fences take besides is less than the quarter: a new page is never sparse again.
+            let is_sparse = room > need + used / 2 + page.cap() / 4 + 512;
+            if need <= page.free() && has_place && !is_sparse {
                 return at;
             }
-            let used = page.used() + need;
             // A leaf always has room for two entries of the largest size.
             if (used <= self.config.leaf_bytes && has_place) || page.len() < 2 {
-                let page = latch.page.take().expect("latched alive");
-                latch.page = Some(page.resized((used + slack(used)).min(AREA_MAX)));
+                if !is_sparse && room >= need + slack(used) / 4 {
+                    page.compact();
+                } else {
+                    let page = latch.page.take().expect("latched alive");
+                    latch.page = Some(page.resized((used + slack(used)).min(AREA_MAX)));
+                }
             } else {
                 self.split(latch, key, at);
                 self.note_waste();
@@ -413,6 +425,7 @@ impl Tree {
             right_latch.stamp = Seq(0);
         }
         right_latch.next = latch.next;
+        right_latch.passed_by = latch.passed_by;
         right_latch.is_candidate = false;
         right_latch.kept = latch.split_kept(&low, middle, high.as_deref());
         if planted(Bug::SplitDropsKept) {

@@ -320,3 +320,37 @@ fn names_at_and_past_the_limit() {
     }
     assert!(!db.drop_keyspace("never made").unwrap());
 }
+
+/// Values are replaced in place when they don't grow, entries removed leave gaps: neither may pin memory.
+#[test]
+fn what_shrinks_gives_its_memory_back() {
+    let db = manual();
+    let space = db.keyspace("all").unwrap();
+    let key = |number: u32| number.wrapping_mul(0x9E37_79B1).to_be_bytes();
+    let bytes = || {
+        let stats = db.stats();
+        (stats.live_bytes, stats.raw_bytes)
+    };
+    (0..20_000).for_each(|number| space.insert(key(number), [1; 400]).unwrap());
+    let (full, raw) = bytes();
+    assert!(full < raw * 5 / 4, "{full} bytes for {raw}");
+    // Shorter and shorter, never so much at once that a page is made anew for that alone.
+    for len in [300, 200, 100, 50, 10] {
+        (0..20_000).for_each(|number| space.insert(key(number), vec![2; len]).unwrap());
+    }
+    // Small leaves are merged, and what was merged may be merged once more.
+    (0..3).for_each(|_| db.reclaim());
+    db.check();
+    let (live, raw) = bytes();
+    assert!(live < full / 8, "{live} bytes of {full} for {raw} of values that shrank");
+    // A third of every leaf stays, too much to merge it: pages shrink.
+    (0..20_000).for_each(|number| space.insert(key(number), [3; 400]).unwrap());
+    let (full, _) = bytes();
+    (0..20_000).filter(|number| number % 3 > 0).for_each(|number| {
+        assert!(space.remove(key(number)).unwrap());
+    });
+    db.check();
+    let (live, raw) = bytes();
+    assert!(live < full * 3 / 5, "{live} bytes of {full} for {raw} that are left");
+    assert_eq!(space.get(key(3)).unwrap().unwrap(), [3; 400]);
+}

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use stillframe::simulation::{Random, SimClock};
+use stillframe::simulation::{LeafPass, PassedEntry, Random, SimClock};
 use stillframe::{Database, Error, Keyspace, Seq, Slice, Snapshot, WriteOptions};
 
 /// Value and expiry by key.
@@ -25,6 +25,36 @@ struct Held {
     fingerprint: u64,
 }
 
+/// A pass on its way, and the world it began in.
+struct Passing {
+    pass: LeafPass,
+    world: World,
+    /// By the number of the keyspace.
+    seen: BTreeMap<u32, Model>,
+}
+
+impl Passing {
+    fn see(&mut self, entries: Vec<PassedEntry>) {
+        for (id, key, value, expire_at) in entries {
+            let before = self.seen.entry(id).or_default().insert(key, (value, expire_at));
+            assert_eq!(before, None, "a pass shows a key twice");
+        }
+    }
+
+    /// All of the world in which it began was seen, and nothing else.
+    fn check(mut self) {
+        let catalogue = self.seen.remove(&0).unwrap_or_default();
+        assert_eq!(catalogue.len(), NAMES.len(), "names in the catalogue");
+        let mut expected: Vec<Model> = self.world.spaces.into();
+        expected.retain(|model| !model.is_empty());
+        for seen in self.seen.into_values() {
+            let at = expected.iter().position(|model| *model == seen);
+            expected.swap_remove(at.expect("a pass shows what was there when it began"));
+        }
+        assert_eq!(expected, [], "a pass leaves a keyspace out");
+    }
+}
+
 struct Run {
     random: Random,
     clock: SimClock,
@@ -33,6 +63,9 @@ struct Run {
     spaces: [Keyspace; 2],
     world: World,
     held: Vec<Held>,
+    passes: Vec<Passing>,
+    /// Without stills leaves keep less, and merge on both sides of a pass.
+    takes_stills: bool,
 }
 
 const NAMES: [&str; 2] = ["alpha", "beta"];
@@ -63,7 +96,9 @@ impl Run {
         let builder = Database::builder().leaf_entries(entries).clock(clock.clone());
         let db = builder.manual_reclaim().in_memory().unwrap();
         let spaces = NAMES.map(|name| db.keyspace(name).unwrap());
-        Run { random, clock, now_ms, db, spaces, world: World::default(), held: Vec::new() }
+        let takes_stills = !random.one_in(4);
+        let (world, held, passes) = (World::default(), Vec::new(), Vec::new());
+        Run { random, clock, now_ms, db, spaces, world, held, passes, takes_stills }
     }
 
     /// Keys that share prefixes, are prefixes of each other, hold zeros, and now and then are long.
@@ -121,7 +156,7 @@ impl Run {
         let key = self.key();
         let now_ms = self.now_ms;
         let visible = Self::visible(&self.world.spaces[which], &key, now_ms).cloned();
-        match self.random.below(31) {
+        match self.random.below(37) {
             0..7 => {
                 let (value, at) = (self.value(), self.expiry());
                 space.insert_with(&key, &value, WriteOptions::new().expire_at(at)).unwrap();
@@ -202,11 +237,23 @@ impl Run {
                     self.world.spaces[which].remove(&*key).expect("it was there");
                 }
             }
-            22..25 => {
+            22..25 if self.takes_stills => {
                 let snapshot = self.db.snapshot().unwrap();
                 let (time_ms, fingerprint) = (snapshot.time_ms(), snapshot.fingerprint());
                 self.held.push(Held { snapshot, world: self.world.clone(), time_ms, fingerprint });
             }
+            31 if self.passes.len() < 2 => {
+                let (pass, world) = (self.db.pass().unwrap(), self.world.clone());
+                self.passes.push(Passing { pass, world, seen: BTreeMap::new() });
+            }
+            31..36 if !self.passes.is_empty() => {
+                let at = self.random.below(self.passes.len() as u64) as usize;
+                match self.passes[at].pass.step().unwrap() {
+                    Some(entries) => self.passes[at].see(entries),
+                    None => self.passes.swap_remove(at).check(),
+                }
+            }
+            36 if self.random.one_in(20) => drop(self.passes.pop()),
             25..28 if self.held.len() > 3 => {
                 let at = self.random.below(self.held.len() as u64) as usize;
                 self.held.swap_remove(at);
@@ -347,6 +394,12 @@ fn run(seed: u64) {
             run.held.iter().for_each(Run::check_held);
             run.db.check();
         }
+    }
+    for mut passing in std::mem::take(&mut run.passes) {
+        while let Some(entries) = passing.pass.step().unwrap() {
+            passing.see(entries);
+        }
+        passing.check();
     }
     run.check_present(0);
     run.check_present(1);

@@ -47,6 +47,8 @@ enum Step {
     Read(usize),
     Drop(usize),
     Reclaim,
+    /// Copies everything at a cut of its own, as a save does.
+    Pass,
     /// Reads from the first key to before the second, live.
     Scan(u8, u8),
     /// Reads all, live.
@@ -268,6 +270,18 @@ impl World {
                 drop(held);
             }
             Reclaim => self.db.reclaim(),
+            Pass => {
+                let mut pass = self.db.pass().unwrap();
+                let mut content = Content::new();
+                while let Some(entries) = pass.step().unwrap() {
+                    let own = entries.into_iter().filter(|(id, ..)| *id != 0);
+                    content.extend(own.map(|(_, key, value, until)| (key[0], (value[0], until))));
+                }
+                let seq = pass.seq().0;
+                let states = self.reachable.by_seq.get(&seq);
+                let is_state = states.is_some_and(|states| states.contains(&content));
+                assert!(is_state, "the pass at {seq} shows {content:?}, which never was");
+            }
             Scan(low, high) => self.live(
                 || {
                     let mut seen = Seen::new();
@@ -599,6 +613,19 @@ programs! {
         [Clear, Put(b'd', 2), Clear],
         [Cut(1), Put(b'b', 3), Read(0), Drop(0), Reclaim, Read(1)],
         [Batch(&[Put(b'a', 4), Put(b'b', 4), Put(b'c', 4)]), Cut(2), Read(2)];
+
+    /// A save goes by: writers on both sides of it, one that splits, a still that needs what the save doesn't.
+    pass: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1)] =>
+        [Pass],
+        [Put(b'a', 2), Put(b'g', 2), Put(b'b', 2), Put(b'd', 2)],
+        [Batch(&[Put(b'a', 3), Put(b'i', 3)]), Cut(0), Put(b'a', 4), Remove(b'g'), Read(0)];
+
+    /// A save goes by while leaves on both sides of it are merged; another one follows.
+    pass_and_merge: [Put(b'a', 1), Put(b'b', 1), Put(b'c', 1), Put(b'd', 1), Put(b'e', 1), Put(b'f', 1), Put(b'g', 1),
+            Remove(b'c'), Remove(b'd'), Remove(b'f'), Remove(b'g')] =>
+        [Pass],
+        [Remove(b'b'), Reclaim, Put(b'e', 2), Reclaim, Put(b'd', 2)],
+        [Pass, Take(0), Put(b'a', 3), Put(b'e', 3), Read(0), Drop(0), Reclaim];
 
     /// Two writers, one with a batch over two leaves and one that splits, a cut, a drop, a merge, a scan.
     everything: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Cut(0)] =>

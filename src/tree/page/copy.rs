@@ -105,6 +105,29 @@ impl Page {
         self.header_mut().fingerprint = sum;
     }
 
+    /// Closes the gaps that replaced and removed entries left, within the page's own memory.
+    pub(crate) fn compact(&mut self) {
+        let header = self.header();
+        let (base, end) = (header.base as usize, self.heap_end());
+        let mut packed = Vec::with_capacity(end - header.heap as usize - header.garbage as usize);
+        let heap = end - packed.capacity();
+        let count = self.len();
+        for at in 0..count {
+            let slot = self.slots()[at];
+            let offset = (heap + packed.len() - base) as u64;
+            packed.extend_from_slice(self.bytes(self.entry_start(slot), self.entry_len(slot)));
+            self.slots_prefix_mut(count)[at] = (slot & !0xffff_0000) | offset << 16;
+        }
+        debug_assert_eq!(heap + packed.len(), end);
+        self.write(heap, &packed);
+        let header = self.header_mut();
+        header.garbage = 0;
+        #[expect(clippy::cast_possible_truncation, reason = "below cap")]
+        {
+            header.heap = heap as u32;
+        }
+    }
+
     /// The same page elsewhere.
     pub(crate) fn moved(self) -> Self {
         let room = self.used() + self.free();
@@ -123,8 +146,7 @@ impl Page {
         let count = from.len();
         self.header_mut().count = from.header().count;
         for (at, &slot) in from.slots().iter().enumerate() {
-            let start = base + ((slot >> 16) & 0xffff) as usize;
-            let len = from.parts(slot).end - start;
+            let (start, len) = (from.entry_start(slot), from.entry_len(slot));
             heap -= len;
             self.write(heap, from.bytes(start, len));
             let offset = (heap - base) as u64;
@@ -146,9 +168,9 @@ impl Page {
     pub(crate) fn duplicate(&self, extra: usize) -> Self {
         let room = self.used() + extra;
         let mut page = Page::new(&self.arena(), self.low(), self.high(), room);
-        match self.has_garbage() {
-            true => page.adopt(self),
-            false => page.adopt_raw(self),
+        match self.garbage() {
+            0 => page.adopt_raw(self),
+            _ => page.adopt(self),
         }
         page.own_larges();
         page
@@ -180,9 +202,9 @@ impl Page {
         (header.base, header.prefix_len) = (base, prefix_len);
         (header.low_len, header.high_len) = (low_len, high_len);
         header.heap = header.cap.min(base + u16::MAX as u32);
-        match self.has_garbage() {
-            true => page.adopt(self),
-            false => page.adopt_raw(self),
+        match self.garbage() {
+            0 => page.adopt_raw(self),
+            _ => page.adopt(self),
         }
         page.own_larges();
     }
@@ -191,8 +213,7 @@ impl Page {
     fn adopt_raw(&mut self, from: &Page) {
         let (base, heap, end) = {
             let header = from.header();
-            let end = header.cap.min(header.base + u16::MAX as u32) as usize;
-            (header.base as usize, header.heap as usize, end)
+            (header.base as usize, header.heap as usize, from.heap_end())
         };
         let own_end = self.header().heap as usize;
         let own_heap = own_end - (end - heap);

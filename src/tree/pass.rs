@@ -1,0 +1,54 @@
+//! A pass: everything at a cut of its own, copied out leaf after leaf from left to right, each leaf once.
+//!
+//! A pass needs nothing any more of a leaf that it has copied. So it marks the leaf under its latch: from
+//! then on writers there look for the newest live cut *other than this one*, and what was kept for this cut
+//! alone is freed on the spot. While a pass goes through all leaves under even writes, half as much is kept
+//! for it as for a still, and less and less at a time.
+//!
+//! Rules beside those of stills, whose cut anyone may read at any time and which therefore never mark:
+//! 1. Only the newest mark of a leaf counts; a pass whose mark was overwritten has more kept than it needs.
+//! 2. Halves of a split have the mark. A merged leaf has it only if both had: what lies right of the pass is
+//!    still to be copied, and it is unchanged, since a leaf that keeps nothing and has no mark is.
+//! 3. A mark counts for the content of leaves only: old totals are kept for every live cut.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::commit::{Cut, Holder};
+use crate::tree::Tree;
+use crate::tree::still::{LeafCopy, Still};
+
+/// See the file's head.
+pub(crate) struct Pass {
+    still: Still,
+}
+
+impl Pass {
+    /// A pass over the present.
+    pub(crate) fn take(tree: &Arc<Tree>, holder: Holder) -> Result<Self> {
+        Ok(Self { still: Still::take(tree, holder)? })
+    }
+
+    pub(crate) fn cut(&self) -> &Cut {
+        self.still.cut()
+    }
+
+    /// Copies the content of the leaf that covers `from` into `out`, from that key on; `from` is where the
+    /// copy before ended.
+    pub(crate) fn copy_leaf(&self, from: &[u8], out: &mut LeafCopy) -> Result<()> {
+        out.clear();
+        let tree = self.still.tree();
+        let mut leaf = tree.latch_write(from);
+        tree.commit.check()?;
+        self.still.copy(&leaf, from, out);
+        let id = self.cut().id;
+        leaf.passed_by = id;
+        let freed = match leaf.kept {
+            Some(_) => tree.sweep_leaf(&mut leaf, id, None),
+            None => Vec::new(),
+        };
+        drop(leaf);
+        drop(freed);
+        Ok(())
+    }
+}
