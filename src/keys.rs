@@ -53,7 +53,8 @@ pub(crate) fn internal(id: u32, key: &[u8]) -> Vec<u8> {
 
 /// All keys of a keyspace.
 pub(crate) fn all(id: u32) -> Bounds {
-    Bounds { low: internal(id, &[]), high: id.checked_add(1).map(|next| internal(next, &[])) }
+    let high = id.checked_add(1).map(|next| internal(next, &[]));
+    Bounds { low: internal(id, &[]), high, has_end: false }
 }
 
 /// The keys of a keyspace that lie in `range`.
@@ -63,8 +64,9 @@ pub(crate) fn within<K: AsRef<[u8]>>(id: u32, range: &impl RangeBounds<K>) -> Bo
         key.push(0);
         key
     };
-    let Bounds { low, high } = all(id);
+    let Bounds { low, high, .. } = all(id);
     Bounds {
+        has_end: !matches!(range.end_bound(), Bound::Unbounded),
         low: match range.start_bound() {
             Bound::Included(key) => internal(id, key.as_ref()),
             Bound::Excluded(key) => after(key),
@@ -90,7 +92,7 @@ pub(crate) fn prefixed(id: u32, prefix: &[u8]) -> Bounds {
             break;
         }
     }
-    Bounds { low, high: Some(high).filter(|high| !high.is_empty()) }
+    Bounds { low, high: Some(high).filter(|high| !high.is_empty()), has_end: true }
 }
 
 #[cfg(test)]

@@ -224,6 +224,30 @@ impl Tree {
         self.latch(key)
     }
 
+    /// Brings a leaf's latch towards the cache.
+    fn prefetch_latch(&self, id: LeafId) {
+        page::prefetch(std::ptr::from_ref(self.slab.get(id)).cast());
+    }
+
+    /// Brings what latching this leaf and reading it will touch first towards the cache.
+    fn prefetch_leaf(&self, id: LeafId) {
+        if let Some(page) = &ReadLatch::latch(&self.slab, id).page {
+            page.prefetch();
+        }
+    }
+
+    /// As `latch_read`, with a leaf to try first: whichever it is by now, its fences tell whether it is the one.
+    fn latch_read_near(&self, near: Option<LeafId>, key: &[u8]) -> ReadLatch<'_> {
+        if let Some(id) = near {
+            let latch = ReadLatch::latch(&self.slab, id);
+            let covers = |page: &Page| page.low() <= key && page.below_high(key);
+            if latch.page.as_ref().is_some_and(covers) {
+                return latch;
+            }
+        }
+        self.latch_read(key)
+    }
+
     fn latch_write(&self, key: &[u8]) -> WriteLatch<'_> {
         self.latch(key)
     }
@@ -292,7 +316,7 @@ impl Tree {
             let mut ids = [LeafId(0); GROUP];
             for (id, key) in ids.iter_mut().zip(group) {
                 *id = self.directory.find(key, &guard).id;
-                page::prefetch(std::ptr::from_ref(self.slab.get(*id)).cast());
+                self.prefetch_latch(*id);
             }
             for id in &ids[..group.len()] {
                 // The page's address needs the latch for a moment; its lines are then under way.

@@ -410,9 +410,15 @@ impl Page {
 
     /// Keys and values, in bytes.
     pub(crate) fn raw_bytes(&self) -> usize {
-        let key_len = |&slot: &u64| self.prefix_len() + self.parts(slot).suffix_len;
-        let keys: usize = self.slots().iter().map(key_len).sum();
-        keys + (0..self.len()).map(|at| self.entry(at).value.len()).sum::<usize>()
+        let of_slot = |&slot: &u64| {
+            let parts = self.parts(slot);
+            let value_len = match flags_of(slot) & LARGE_VALUE {
+                0 => parts.value_len,
+                _ => self.large_at(parts.value).get().bytes().len(),
+            };
+            self.prefix_len() + parts.suffix_len + value_len
+        };
+        self.slots().iter().map(of_slot).sum()
     }
 
     /// Bytes of slots and entries in use.
@@ -578,8 +584,11 @@ impl Page {
     /// The entry at `at`.
     pub(crate) fn entry(&self, at: usize) -> Entry<'_> {
         let slot = self.slots()[at];
+        self.entry_of(slot, &self.parts(slot))
+    }
+
+    fn entry_of(&self, slot: u64, parts: &Parts) -> Entry<'_> {
         let flags = flags_of(slot);
-        let parts = self.parts(slot);
         let value = if flags & ABSENT != 0 {
             Value::Absent
         } else if flags & LARGE_VALUE != 0 {
@@ -598,20 +607,33 @@ impl Page {
         if flags_of(slot) & HAS_EXPIRY == 0 { 0 } else { self.read_u64(self.parts(slot).expiry) }
     }
 
-    /// Appends the part of the key at `at` that lies behind the fences' prefix.
-    pub(crate) fn suffix_into(&self, at: usize, key: &mut Vec<u8>) {
-        let slot = self.slots()[at];
-        let parts = self.parts(slot);
+    /// The part that all keys here share.
+    pub(crate) fn prefix(&self) -> &[u8] {
+        &self.low()[..self.prefix_len()]
+    }
+
+    /// Appends the part of the key that lies behind the fences' prefix.
+    fn suffix_into(&self, slot: u64, parts: &Parts, key: &mut Vec<u8>) {
         let head = ((slot >> 32) as u32).to_be_bytes();
         key.extend_from_slice(&head[..parts.suffix_len.min(4)]);
-        key.extend_from_slice(self.rest_of(slot, &parts));
+        key.extend_from_slice(self.rest_of(slot, parts));
     }
 
     /// Writes the whole key at `at` into `key`.
     pub(crate) fn key_into(&self, at: usize, key: &mut Vec<u8>) {
         key.clear();
-        key.extend_from_slice(&self.low()[..self.prefix_len()]);
-        self.suffix_into(at, key);
+        key.extend_from_slice(self.prefix());
+        let slot = self.slots()[at];
+        self.suffix_into(slot, &self.parts(slot), key);
+    }
+
+    /// The entry at `at`, its key in `key`, which begins with the page's prefix already.
+    pub(crate) fn show(&self, at: usize, key: &mut Vec<u8>) -> Entry<'_> {
+        let slot = self.slots()[at];
+        let parts = self.parts(slot);
+        key.truncate(self.prefix_len());
+        self.suffix_into(slot, &parts, key);
+        self.entry_of(slot, &parts)
     }
 
     /// The key at `at` compared with `key`, which lies within the fences.

@@ -11,6 +11,7 @@ use crate::commit::{Cut, Holder};
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::slice::Slice;
+use crate::tree::directory::LeafId;
 use crate::tree::leaf::Leaf;
 use crate::tree::page::{Entry, Page};
 use crate::tree::{ReadLatch, Tree};
@@ -26,6 +27,8 @@ pub(crate) struct Still {
 pub(crate) struct LeafCopy {
     page: Option<Page>,
     stamp: Seq,
+    /// The leaf's right neighbour when it was copied: where to look first for what comes next.
+    next: Option<LeafId>,
 }
 
 /// Keys `[low, high)`, internal ones; no `high`: to the end.
@@ -33,6 +36,8 @@ pub(crate) struct LeafCopy {
 pub(crate) struct Bounds {
     pub(crate) low: Vec<u8>,
     pub(crate) high: Option<Vec<u8>>,
+    /// The caller named an end: there may be few keys up to it.
+    pub(crate) has_end: bool,
 }
 
 impl Bounds {
@@ -86,6 +91,19 @@ impl Still {
         let leaf = self.tree.latch_read(from);
         self.tree.commit.check()?;
         self.copy(&leaf, from, out);
+        Ok(())
+    }
+
+    /// Copies all of the leaf that covers `key` into `out`.
+    fn copy_leaf_around(&self, key: &[u8], out: &mut LeafCopy) -> Result<()> {
+        out.clear();
+        let leaf = self.tree.latch_read_near(out.next, key);
+        self.tree.commit.check()?;
+        self.copy(&leaf, &[], out);
+        out.next = leaf.next;
+        if let Some(next) = out.next {
+            self.tree.prefetch_latch(next);
+        }
         Ok(())
     }
 
@@ -167,6 +185,9 @@ struct Side {
     is_open: bool,
 }
 
+/// So many entries before the end of a leaf the next one is fetched: about as long as that takes.
+const AHEAD: usize = 16;
+
 /// An entry as a scan shows it.
 pub(crate) type Shown<'a> = (&'a [u8], Entry<'a>);
 
@@ -206,6 +227,11 @@ impl Scan {
                 let page = self.front.copy.page();
                 let at = self.front.at;
                 self.front.at += 1;
+                if at + AHEAD == self.front.end
+                    && let (Source::Still(still), Some(next)) = (&self.source, self.front.copy.next)
+                {
+                    still.tree.prefetch_leaf(next);
+                }
                 if !self.is_visible(page.expire_at(at)) {
                     continue;
                 }
@@ -241,7 +267,7 @@ impl Scan {
     fn load_front(&mut self) -> Result<()> {
         let side = &mut self.front;
         match &mut self.source {
-            Source::Still(still) => still.copy_leaf(&self.bounds.low, &mut side.copy)?,
+            Source::Still(still) => still.copy_leaf_around(&self.bounds.low, &mut side.copy)?,
             Source::Copies { copies, .. } => {
                 let covers = |copy: &LeafCopy| copy.page().below_high(&self.bounds.low);
                 let at = copies.iter().position(covers).expect("the copies cover the range");
@@ -252,6 +278,8 @@ impl Scan {
         side.at = page.seek(&self.bounds.low);
         side.end = self.bounds.high.as_deref().map_or(page.len(), |high| page.seek(high));
         side.is_open = true;
+        side.key.clear();
+        side.key.extend_from_slice(page.prefix());
         Ok(())
     }
 
@@ -323,10 +351,9 @@ impl Scan {
         if !self.advance()? {
             return Ok(None);
         }
-        let at = self.front.at - 1;
-        let page = self.front.copy.page();
-        page.key_into(at, &mut self.front.key);
-        Ok(Some((&self.front.key, page.entry(at))))
+        let Side { copy, at, key, .. } = &mut self.front;
+        let entry = copy.page().show(*at - 1, key);
+        Ok(Some((key, entry)))
     }
 
     /// The next entry from the back.
@@ -355,7 +382,7 @@ impl Scan {
 impl Tree {
     /// Copies a range that lies in few leaves, their latches held together from left to right to the end.
     fn copy_short(&self, bounds: &Bounds) -> Result<Option<Vec<LeafCopy>>> {
-        const LEAVES: usize = 4;
+        let most = if bounds.has_end { 4 } else { 1 };
         let Some(end) = bounds.high.as_deref().filter(|_| !bounds.is_empty()) else {
             return Ok(None);
         };
@@ -370,7 +397,7 @@ impl Tree {
         while let Some(high) = latches[latches.len() - 1].live().high()
             && high < end
         {
-            if latches.len() == LEAVES {
+            if latches.len() == most {
                 return Ok(None);
             }
             let high = high.to_vec();

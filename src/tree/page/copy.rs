@@ -166,19 +166,34 @@ impl Page {
 
     /// A copy with counts of its own on whatever lies outside, and room for `extra` bytes more.
     pub(crate) fn duplicate(&self, extra: usize) -> Self {
-        let room = self.used() + extra;
+        let room = self.bytes_to_copy() + extra;
         let mut page = Page::new(&self.arena(), self.low(), self.high(), room);
-        match self.garbage() {
-            0 => page.adopt_raw(self),
-            _ => page.adopt(self),
-        }
-        page.own_larges();
+        page.adopt_copy(self);
         page
+    }
+
+    /// Whether a copy takes the garbage along: less is moved without it, but entry by entry.
+    fn copies_garbage(&self) -> bool {
+        self.garbage() <= self.used() / 4
+    }
+
+    /// Room for slots and entries that a copy needs.
+    fn bytes_to_copy(&self) -> usize {
+        self.used() + if self.copies_garbage() { self.garbage() } else { 0 }
+    }
+
+    /// Copies what `from` holds, with counts of its own on whatever lies outside.
+    fn adopt_copy(&mut self, from: &Page) {
+        match from.copies_garbage() {
+            true => self.adopt_raw(from),
+            false => self.adopt(from),
+        }
+        self.own_larges();
     }
 
     /// Copies this page, bytes and all, into `target`'s memory if it is large enough, else into new memory.
     pub(crate) fn copy_to(&self, target: &mut Option<Page>) {
-        let needed = self.header().base as usize + self.used();
+        let needed = self.header().base as usize + self.bytes_to_copy();
         let room = match target {
             Some(page) if page.cap() >= needed => {
                 page.clear();
@@ -202,14 +217,10 @@ impl Page {
         (header.base, header.prefix_len) = (base, prefix_len);
         (header.low_len, header.high_len) = (low_len, high_len);
         header.heap = header.cap.min(base + u16::MAX as u32);
-        match self.garbage() {
-            0 => page.adopt_raw(self),
-            _ => page.adopt(self),
-        }
-        page.own_larges();
+        page.adopt_copy(self);
     }
 
-    /// As `adopt`, from a page without garbage: two copies of memory.
+    /// As `adopt`, garbage and all: two copies of memory.
     fn adopt_raw(&mut self, from: &Page) {
         let (base, heap, end) = {
             let header = from.header();
@@ -228,11 +239,13 @@ impl Page {
         }
         debug_assert!(own_heap >= base + SLOT * count);
         let (fingerprint, larges) = (from.fingerprint(), from.header().larges);
+        let garbage = from.header().garbage;
         let header = self.header_mut();
         #[expect(clippy::cast_possible_truncation, reason = "below cap")]
         {
             header.heap = own_heap as u32;
         }
+        header.garbage = garbage;
         header.fingerprint = fingerprint;
         header.larges = larges;
     }
