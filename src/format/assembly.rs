@@ -42,20 +42,20 @@ impl Assembly {
     ///
     /// `None` if the root does not fit into a block, which takes fences of more than 4 GiB in total.
     pub(crate) fn finish(mut self) -> Option<(Vec<u8>, Footer)> {
-        let packer = Packer::new(Codec::Raw);
-        let (mut tail, mut block) = (Vec::new(), Vec::new());
+        let mut packer = Packer::new(Codec::Raw);
+        let mut tail = Vec::new();
         self.bodies.extend(self.index.finish());
         for body in std::mem::take(&mut self.bodies) {
-            packer.pack(Kind::Index, &body.raw, body.items, &mut block)?;
-            let place = self.place(&mut block);
+            let start = tail.len();
+            packer.pack(Kind::Index, &body.raw, body.items, &mut tail)?;
+            let place = self.place(tail.get_mut(start..)?);
             self.index.placed(&body, place);
-            tail.append(&mut block);
         }
         let (raw, items) = self.index.root(&self.lineage);
         u32::try_from(raw.len().checked_add(FRAME_LEN)?).ok()?;
-        packer.pack(Kind::Root, &raw, items, &mut block)?;
-        let root = self.place(&mut block);
-        tail.append(&mut block);
+        let start = tail.len();
+        packer.pack(Kind::Root, &raw, items, &mut tail)?;
+        let root = self.place(tail.get_mut(start..)?);
         let Header { file_id, position, time_ms, .. } = self.header;
         let footer = Footer {
             file_id,

@@ -20,6 +20,8 @@ pub(crate) const MAX_INDEX_LEN: usize = 4 << 20;
 
 const ORDINAL_AT: usize = 16;
 const CRC_AT: usize = 28;
+/// The compressor's small table reaches content shorter than this.
+const SMALL_TABLE_LEN: usize = u16::MAX as usize;
 /// LZ4 turns one byte into at most this many.
 pub(crate) const MAX_RATIO: u64 = 255;
 
@@ -156,53 +158,65 @@ impl Frame {
 /// Makes blocks. The same content gives the same bytes, whichever blocks were made before.
 pub(crate) struct Packer {
     codec: Codec,
+    /// The compressor clears its table before each use, but never goes back from a large to a small one, which
+    /// finds other matches: so there are two, and the length of the content alone decides.
+    small: CompressTable,
+    large: Option<CompressTable>,
+    /// What the compressor writes to: longer than what it leaves there.
+    scratch: Vec<u8>,
 }
 
 impl Packer {
     pub(crate) fn new(codec: Codec) -> Self {
-        Packer { codec }
+        Packer { codec, small: CompressTable::small(), large: None, scratch: Vec::new() }
     }
 
-    /// Puts `raw` into `out` as a block that has no ordinal and no checksum of its frame yet: [`number`] adds both.
+    /// Appends `raw` to `out` as a block that has no ordinal and no checksum of its frame yet: [`number`] adds both.
     ///
     /// Stored raw when the codec saves less than a thirty-second, and always when it is an index or root.
-    /// `None` when `raw` is empty or longer than its kind allows.
-    pub(crate) fn pack(&self, kind: Kind, raw: &[u8], items: u32, out: &mut Vec<u8>) -> Option<()> {
+    /// `None`, and nothing appended, when `raw` is empty or longer than its kind allows.
+    pub(crate) fn pack(
+        &mut self,
+        kind: Kind,
+        raw: &[u8],
+        items: u32,
+        out: &mut Vec<u8>,
+    ) -> Option<()> {
         let raw_len = u32::try_from(raw.len()).ok().filter(|_| raw.len() <= kind.max_len())?;
         if raw_len == 0 {
             return None;
         }
-        out.clear();
-        out.resize(FRAME_LEN, 0);
-        let mut codec = Codec::Raw;
-        if self.codec == Codec::Lz4 && matches!(kind, Kind::Leaves | Kind::Chunk) {
-            out.resize(FRAME_LEN.saturating_add(get_maximum_output_size(raw.len())), 0);
-            let body = out.get_mut(FRAME_LEN..)?;
-            // A fresh table each time: what a used one remembers finds its way into the bytes.
-            let mut table = CompressTable::small();
-            let packed = compress_into_with_table(raw, body, &mut table).ok()?;
-            if packed < raw.len().saturating_sub(raw.len() >> 5) {
-                codec = Codec::Lz4;
-                out.truncate(FRAME_LEN.saturating_add(packed));
-            } else {
-                out.truncate(FRAME_LEN);
-            }
-        }
-        if codec == Codec::Raw {
-            out.extend_from_slice(raw);
-        }
-        let (frame, body) = out.split_first_chunk_mut::<FRAME_LEN>()?;
+        let tries = self.codec == Codec::Lz4 && matches!(kind, Kind::Leaves | Kind::Chunk);
+        let (codec, body) = match tries.then(|| self.compress(raw)).flatten() {
+            Some(packed) => (Codec::Lz4, packed),
+            None => (Codec::Raw, raw),
+        };
         let stored_len = u32::try_from(body.len()).ok()?;
-        let fields = [
-            &[kind.id(), codec.id(), 0, 0][..],
-            &raw_len.to_le_bytes(),
-            &stored_len.to_le_bytes(),
-            &crc(&[body]).to_le_bytes(),
-            &[0; 8],
-            &items.to_le_bytes(),
-        ];
-        frame.iter_mut().zip(fields.into_iter().flatten()).for_each(|(to, from)| *to = *from);
+        out.extend_from_slice(&[kind.id(), codec.id(), 0, 0]);
+        out.extend_from_slice(&raw_len.to_le_bytes());
+        out.extend_from_slice(&stored_len.to_le_bytes());
+        out.extend_from_slice(&crc(&[body]).to_le_bytes());
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&items.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(body);
         Some(())
+    }
+
+    /// `None` if that saves too little.
+    fn compress(&mut self, raw: &[u8]) -> Option<&[u8]> {
+        let table = if raw.len() < SMALL_TABLE_LEN {
+            &mut self.small
+        } else {
+            self.large.get_or_insert_with(CompressTable::large)
+        };
+        let most = get_maximum_output_size(raw.len());
+        if self.scratch.len() < most {
+            self.scratch.resize(most, 0);
+        }
+        let packed = compress_into_with_table(raw, &mut self.scratch, table).ok()?;
+        let is_worth_it = packed < raw.len().saturating_sub(raw.len() >> 5);
+        self.scratch.get(..packed).filter(|_| is_worth_it)
     }
 }
 
@@ -265,6 +279,23 @@ mod tests {
             assert!(frame.expect(Kind::Leaves, 5).is_err());
         }
         assert_eq!(unpacked(&packed(Codec::Lz4, Kind::Index, &dull)).unwrap().0.codec, Codec::Raw);
+    }
+
+    #[test]
+    fn what_was_packed_before_does_not_show() {
+        let json: Vec<u8> = (0..9_000_u32)
+            .flat_map(|i| format!("{{\"id\":{i},\"n\":{}}}", i % 97).into_bytes())
+            .collect();
+        let lens = [16_000, SMALL_TABLE_LEN, SMALL_TABLE_LEN - 1, 100, CHUNK_LEN, 16_000];
+        let mut packer = Packer::new(Codec::Lz4);
+        for (i, len) in lens.into_iter().enumerate() {
+            let raw = &json[i * 100..][..len];
+            let mut out = b"before".to_vec();
+            packer.pack(Kind::Chunk, raw, 7, &mut out).unwrap();
+            number(&mut out[6..], &ID, 5);
+            assert_eq!(out[..6], *b"before");
+            assert!(out[6..] == packed(Codec::Lz4, Kind::Chunk, raw), "block {i}");
+        }
     }
 
     #[test]

@@ -252,6 +252,7 @@ impl Encoder {
         for chunk in value.chunks(CHUNK_LEN) {
             progress.check()?;
             let mut block = self.spare.try_recv().unwrap_or_default();
+            block.clear();
             let packed = self.packer.pack(Kind::Chunk, chunk, 0, &mut block);
             packed.expect("a chunk is not empty and fits its block");
             chunk_bytes += block.len() as u64;
@@ -265,6 +266,7 @@ impl Encoder {
     fn close(&mut self, high: Option<&[u8]>, pieces: &Sender<Result<Piece>>) -> Result<()> {
         let summary = self.builder.finish(high, &mut self.raw);
         let mut block = self.spare.try_recv().unwrap_or_default();
+        block.clear();
         let items = u32::try_from(summary.totals.entries).unwrap_or(u32::MAX);
         let packed = self.packer.pack(Kind::Leaves, &self.raw, items, &mut block);
         packed.expect("leaves are split before they outgrow a block");
