@@ -717,6 +717,7 @@ impl LeavesBuilder {
     }
 
     /// Bytes of the body so far, its keys taken whole.
+    #[inline]
     pub(crate) fn raw_len(&self) -> usize {
         [
             self.table.len(),
@@ -731,7 +732,8 @@ impl LeavesBuilder {
             self.open.low.len(),
         ]
         .into_iter()
-        .fold(HEAD_LEN, usize::saturating_add)
+        // Lengths of what lies in memory together: their sum fits.
+        .fold(HEAD_LEN, usize::wrapping_add)
     }
 
     /// Puts the body into `raw`, whatever that held, and starts anew. Every leaf must have been ended.

@@ -12,6 +12,9 @@ use crate::position::{Position, Seq};
 use crate::tree::bulk::{BuiltLeaf, Bulk, LeafBuilder};
 use crate::tree::{self, Pass, Still};
 
+/// Room for the rest of a key, so that its buffer seldom grows.
+const USUAL_SUFFIX_LEN: usize = 64;
+
 /// One entry as a save reads it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EntryRef<'a> {
@@ -143,10 +146,11 @@ impl LeafCopy for tree::LeafCopy {
 
     fn each(&self, visit: &mut dyn FnMut(EntryRef<'_>) -> Result<()>) -> Result<()> {
         let page = self.page();
-        let mut key = Vec::new();
+        // What the fences share, all keys do: written once.
+        let mut key = Vec::with_capacity(page.prefix_len() + USUAL_SUFFIX_LEN);
+        key.extend_from_slice(page.prefix());
         (0..page.len()).try_for_each(|at| {
-            page.key_into(at, &mut key);
-            let entry = page.entry(at);
+            let entry = page.show(at, &mut key);
             visit(EntryRef { key: &key, value: entry.value.bytes(), expire_at: entry.expire_at })
         })
     }
