@@ -66,7 +66,7 @@ impl SaveOptions {
     }
 
     /// How many threads encode. 0, the default, means all processors but one, and at least one: the
-    /// writers keep a core. One thread more writes the file and mostly waits.
+    /// writers keep a core. One writes the file as well; beside several, a thread more writes it and mostly waits.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -94,8 +94,8 @@ impl SaveOptions {
             0 => processors().saturating_sub(1).max(1),
             threads => threads,
         };
-        let Self { compression, rate_limit, block_bytes: claim_bytes, .. } = self;
-        WriterOptions { codec: compression.codec(), threads, rate_limit, claim_bytes }
+        let Self { compression, rate_limit, block_bytes: run_bytes, .. } = self;
+        WriterOptions { codec: compression.codec(), threads, rate_limit, run_bytes }
     }
 }
 

@@ -107,7 +107,7 @@ impl Map {
 
     pub(super) fn bytes(&self, codec: Codec, threads: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let options = WriterOptions { codec, threads, rate_limit: None, claim_bytes: None };
+        let options = WriterOptions { codec, threads, rate_limit: None, run_bytes: None };
         let progress = Progress::default();
         write_snapshot(self, &self.cut(), FILE_ID, options, &progress, &mut |part| {
             bytes.extend_from_slice(part);
@@ -228,6 +228,15 @@ fn everything(records: u32) -> Entries {
     entries
 }
 
+/// Values that take several pieces each, among leaves of which many are in one claim.
+fn with_large_values() -> Map {
+    let mut entries = everything(600);
+    for i in [77, 300, 301] {
+        entries.insert(key(1, format!("user:{i:06}")), (noise(&mut Random::new(i), 700_000), 0));
+    }
+    Map::new(entries, 5)
+}
+
 fn temporary_files(dir: &TestDir) -> Vec<PathBuf> {
     let names = OsDisk.list(&dir.path("")).unwrap();
     names
@@ -313,6 +322,65 @@ fn what_was_saved_is_read_in_every_way() {
                 assert!(map.bytes(codec, threads) == bytes, "threads do not show in the bytes");
             }
             check_all(&saved(&dir, "file", &bytes), &bytes, &map.entries);
+        }
+    }
+}
+
+#[test]
+fn the_number_of_encoders_does_not_show_whatever_a_run_takes() {
+    let map = with_large_values();
+    for run_bytes in [Some(0), Some(300), None, Some(usize::MAX)] {
+        let write = |threads| {
+            let mut bytes = Vec::new();
+            let options = WriterOptions { codec: Codec::Lz4, threads, rate_limit: None, run_bytes };
+            let progress = Progress::default();
+            write_snapshot(&map, &map.cut(), FILE_ID, options, &progress, &mut |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(progress.file_bytes.load(Ordering::Relaxed), bytes.len() as u64);
+            bytes
+        };
+        let bytes = write(1);
+        assert!(entries_of(load_stream(&bytes[..], &Collect).unwrap()) == *map.entries);
+        for threads in [0, 2, 5] {
+            assert!(write(threads) == bytes, "{threads} threads, runs of {run_bytes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_save_stops_wherever_it_is_cancelled_or_its_sink_fails() {
+    let map = with_large_values();
+    let len = map.bytes(Codec::Lz4, 1).len();
+    for threads in [1, 3] {
+        for stop in (0..len * 9 / 10).step_by(len / 10) {
+            for cancels in [true, false] {
+                let options =
+                    WriterOptions { codec: Codec::Lz4, threads, rate_limit: None, run_bytes: None };
+                let progress = Progress::default();
+                let (mut written, mut calls_since) = (0, 0);
+                let mut sink = |part: &[u8]| {
+                    if written >= stop {
+                        calls_since += 1;
+                        progress.cancelled.store(cancels, Ordering::Relaxed);
+                        if !cancels {
+                            return Err(Error::Closed);
+                        }
+                    }
+                    written += part.len();
+                    Ok(())
+                };
+                let saved =
+                    write_snapshot(&map, &map.cut(), FILE_ID, options, &progress, &mut sink);
+                match saved.unwrap_err() {
+                    Error::Cancelled if cancels => {}
+                    Error::Closed if !cancels => {}
+                    error => panic!("{error}"),
+                }
+                assert_eq!(calls_since, 1, "{threads} threads, stopped at {stop}");
+            }
         }
     }
 }
@@ -487,7 +555,7 @@ fn blocks_dropped_doubled_swapped_or_of_another_file_are_refused() {
     let other = {
         let mut bytes = Vec::new();
         let options =
-            WriterOptions { codec: Codec::Lz4, threads: 1, rate_limit: None, claim_bytes: None };
+            WriterOptions { codec: Codec::Lz4, threads: 1, rate_limit: None, run_bytes: None };
         write_snapshot(&map, &map.cut(), [0xAB; 16], options, &Progress::default(), &mut |part| {
             bytes.extend_from_slice(part);
             Ok(())
