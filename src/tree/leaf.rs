@@ -218,7 +218,7 @@ impl Leaf {
 
     /// Copies the content at the cut of `tick` from `from` on into `out`.
     ///
-    /// `out` gets the fences `[max(low, from), high)`.
+    /// `out` gets the fences `[max(low, from), high)`, and no sum of fingerprints.
     pub(crate) fn copy_at(&self, tick: u64, from: &[u8], out: &mut Option<Page>) {
         let page = self.live();
         let low = if from > page.low() { from } else { page.low() };
@@ -234,7 +234,14 @@ impl Leaf {
             .is_some_and(|kept| (0..kept.len()).any(|at| outlives(kept.entry(at).died, tick)));
         let same_fences = low == source.low() && page.high() == source.high();
         if !has_kept && same_fences {
-            return source.copy_to(out);
+            return source.copy_to(0, out);
+        }
+        if let Some(kept) = entries
+            && same_fences
+            && source.used() + source.garbage() + kept.used() <= super::page::AREA_MAX
+        {
+            source.copy_to(kept.used(), out);
+            return put_back(kept, tick, out.as_mut().expect("just set"));
         }
         let none = Page::new(&page.arena(), page.low(), page.high(), 0);
         let entries = if has_kept { entries.unwrap_or(&none) } else { &none };
@@ -243,7 +250,6 @@ impl Leaf {
         Page::reset(out, &page.arena(), low, page.high(), room);
         let out = out.as_mut().expect("just set");
         merge_at(source, entries, tick, out);
-        out.sum_fingerprints();
     }
 
     /// The Seq of the last change that the cut at `tick` holds; when that is no longer known exactly, a later
@@ -434,6 +440,33 @@ pub(crate) fn keep_in(
     kept.insert(place, key, &old);
 }
 
+/// Of the kept entries of one key, at `first..=last`, the first that died after the cut of `tick`, if any.
+fn serving(kept: &Page, first: usize, last: usize, tick: u64) -> Option<Entry<'_>> {
+    let mut own = (first..=last).map(|at| kept.entry(at));
+    let serves = |entry: &Entry<'_>| outlives(entry.died, tick);
+    if planted(Bug::NewestVersion) { own.rfind(serves) } else { own.find(serves) }
+}
+
+/// Puts back into `copy`, which has room for it, what the `kept` entries say of the cut at `tick`.
+fn put_back(kept: &Page, tick: u64, copy: &mut Page) {
+    let (mut old, mut key) = (0, kept.prefix().to_vec());
+    while old < kept.len() {
+        kept.show(old, &mut key);
+        let last = last_of(kept, old, &key);
+        if let Some(entry) = serving(kept, old, last, tick) {
+            let entry = Entry { died: 0, ..entry };
+            // What the copy gives up, the leaf still has.
+            match (copy.find(&key), entry.is_absent()) {
+                (Ok(at), true) => drop(copy.remove(at)),
+                (Ok(at), false) => drop(copy.replace(at, &key, &entry)),
+                (Err(at), false) => copy.insert(at, &key, &entry),
+                (Err(_), true) => {}
+            }
+        }
+        old = last + 1;
+    }
+}
+
 /// Appends to `out` what `present` and the `kept` entries say of the cut at `tick`, within `out`'s fences.
 fn merge_at(present: &Page, kept: &Page, tick: u64, out: &mut Page) {
     let low = out.low().to_vec();
@@ -461,11 +494,7 @@ fn merge_at(present: &Page, kept: &Page, tick: u64, out: &mut Page) {
         }
         // Of the key's kept entries the first that died after the cut, if any.
         let last = last_of(kept, old, &old_key);
-        let mut own = (old..=last).map(|old| kept.entry(old));
-        let serves = |entry: &Entry<'_>| outlives(entry.died, tick);
-        let newest = planted(Bug::NewestVersion);
-        let found = if newest { own.rfind(serves) } else { own.find(serves) };
-        match found {
+        match serving(kept, old, last, tick) {
             Some(entry) if entry.is_absent() => {}
             Some(entry) => out.insert(out.len(), &old_key, &Entry { died: 0, ..entry }),
             None if order.is_eq() => out.insert(out.len(), &key, &present.entry(at)),

@@ -271,7 +271,7 @@ impl Scan {
             Source::Copies { copies, .. } => {
                 let covers = |copy: &LeafCopy| copy.page().below_high(&self.bounds.low);
                 let at = copies.iter().position(covers).expect("the copies cover the range");
-                copies[at].page().copy_to(&mut side.copy.page);
+                copies[at].page().copy_to(0, &mut side.copy.page);
             }
         }
         let page = side.copy.page();
@@ -336,7 +336,7 @@ impl Scan {
                     (high, _) => high.is_none(),
                 };
                 let found = copies.iter().find(reaches).expect("the copies cover the range");
-                found.page().copy_to(&mut side.copy.page);
+                found.page().copy_to(0, &mut side.copy.page);
             }
         }
         let page = side.copy.page();
@@ -388,7 +388,7 @@ impl Tree {
         };
         let copy = |latch: &ReadLatch<'_>| {
             let mut copy = LeafCopy::default();
-            latch.live().copy_to(&mut copy.page);
+            latch.live().copy_to(0, &mut copy.page);
             copy
         };
         let mut copies = Vec::new();

@@ -92,19 +92,6 @@ impl Page {
         self.resized(room)
     }
 
-    /// Sets the sum of fingerprints to what the entries say; for pages that were filled one by one.
-    pub(crate) fn sum_fingerprints(&mut self) {
-        let mut key = Vec::new();
-        let mut sum = 0u64;
-        for at in 0..self.len() {
-            self.key_into(at, &mut key);
-            let entry = self.entry(at);
-            let own = fingerprint::entry(&key, entry.value.hash(), entry.expire_at);
-            sum = sum.wrapping_add(own);
-        }
-        self.header_mut().fingerprint = sum;
-    }
-
     /// Closes the gaps that replaced and removed entries left, within the page's own memory.
     pub(crate) fn compact(&mut self) {
         let header = self.header();
@@ -191,9 +178,10 @@ impl Page {
         self.own_larges();
     }
 
-    /// Copies this page, bytes and all, into `target`'s memory if it is large enough, else into new memory.
-    pub(crate) fn copy_to(&self, target: &mut Option<Page>) {
-        let needed = self.header().base as usize + self.bytes_to_copy();
+    /// Copies this page, bytes and all, into `target`'s memory if that has room for it and for `extra` bytes
+    /// more, else into new memory.
+    pub(crate) fn copy_to(&self, extra: usize, target: &mut Option<Page>) {
+        let needed = self.header().base as usize + self.bytes_to_copy() + extra;
         let room = match target {
             Some(page) if page.cap() >= needed => {
                 page.clear();
