@@ -51,7 +51,7 @@ impl Tree {
         let condition = Condition::Always;
         let write =
             PointWrite { slot, key: &key, prefix_len, put: None, condition, want_old: false };
-        let position = self.change(&mut latch, &write, &mut garbage);
+        let position = self.change(&mut latch, Ok(at), &write, &mut garbage);
         drop(latch);
         drop(others);
         drop(garbage);

@@ -124,9 +124,11 @@ impl Tree {
         self.begin_write()?;
         let mut latch = self.latch_write(write.key);
         latch.prefetch_kept();
+        latch.live().prefetch_free();
+        let at = latch.live().find(write.key);
         let (current, verdict) = {
             let page = latch.live();
-            let entry = page.find(write.key).ok().map(|at| page.entry(at));
+            let entry = at.ok().map(|at| page.entry(at));
             let entry = entry.filter(|entry| self.is_visible(entry));
             let verdict = match write.condition.judge(entry.as_ref()) {
                 // There is nothing to remove: no batch.
@@ -146,10 +148,10 @@ impl Tree {
             Verdict::Compare(large) => return Ok(Written::Compare(large)),
         }
         if let Some(put) = &write.put {
-            self.check_growth(&latch, write.key, put)?;
+            self.check_growth(&latch, at, write.key, put)?;
         }
         let mut garbage = Garbage::default();
-        let position = self.change(&mut latch, write, &mut garbage);
+        let position = self.change(&mut latch, at, write, &mut garbage);
         drop(latch);
         drop(garbage);
         position?;
@@ -157,12 +159,18 @@ impl Tree {
     }
 
     /// Fails if putting `put` would grow memory beyond the limit. Sizes of entries stand for those of pages.
-    fn check_growth(&self, latch: &WriteLatch<'_>, key: &[u8], put: &Put<'_>) -> Result<()> {
+    fn check_growth(
+        &self,
+        latch: &WriteLatch<'_>,
+        at: std::result::Result<usize, usize>,
+        key: &[u8],
+        put: &Put<'_>,
+    ) -> Result<()> {
         if self.config.memory_limit == u64::MAX {
             return Ok(());
         }
         let new_len = put.entry().value.len();
-        let growth = match latch.live().find(key) {
+        let growth = match at {
             Err(_) => key.len() + new_len,
             Ok(at) => {
                 let old_len = latch.live().entry(at).value.len();
@@ -186,16 +194,18 @@ impl Tree {
         Ok(())
     }
 
-    /// Changes one key of a latched leaf. The latch may move on to the leaf's right half.
+    /// Changes one key of a latched leaf, which is or belongs at `found`. The latch may move on to the leaf's
+    /// right half.
     pub(crate) fn change<'a>(
         &'a self,
         latch: &mut WriteLatch<'a>,
+        found: std::result::Result<usize, usize>,
         write: &PointWrite<'_>,
         garbage: &mut Garbage,
     ) -> Result<Position> {
         let key = write.key;
         let new = write.put.as_ref().map(|put| put.entry());
-        let mut at = self.make_room(latch, key, new.as_ref());
+        let mut at = self.make_room(latch, found, key, new.as_ref());
         let delta = delta_of(latch.live(), at, write);
         // Prepared for the newest cut there seems to be; if another is taken meanwhile, for any.
         let mut newest = self.commit.newest_hint(latch.passed_by);
@@ -234,7 +244,8 @@ impl Tree {
         if planted(Bug::SeqBeforeLatch) {
             drop(std::mem::replace(latch, self.stand_in()));
             *latch = self.latch_write(key);
-            at = self.make_room(latch, key, new.as_ref());
+            let found = latch.live().find(key);
+            at = self.make_room(latch, found, key, new.as_ref());
         }
         // Nothing from here to `done` may fail.
         let leaf = &mut **latch;
@@ -352,16 +363,18 @@ impl Tree {
     }
 
     /// Makes the leaf able to take `new` under `key` (`None`: nothing is needed), by other memory or by a
-    /// split, after which the latch is that of the half the key lies in. Returns where the key is or belongs.
+    /// split, after which the latch is that of the half the key lies in. `found` says where the key is or
+    /// belongs; returns where it does afterwards.
     fn make_room<'a>(
         &'a self,
         latch: &mut WriteLatch<'a>,
+        found: std::result::Result<usize, usize>,
         key: &[u8],
         new: Option<&Entry<'_>>,
     ) -> std::result::Result<usize, usize> {
+        let mut at = found;
         loop {
             let page = latch.live_mut();
-            let at = page.find(key);
             let need = match (new, at) {
                 (None, _) => 0,
                 (Some(new), Ok(at)) => page.replace_cost(at, key, new),
@@ -386,6 +399,7 @@ impl Tree {
             } else {
                 self.split(latch, key, at);
                 self.note_waste();
+                at = latch.live().find(key);
             }
         }
     }
