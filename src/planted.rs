@@ -4,7 +4,7 @@
 //! process; in every other build [`planted`] is `false` at compile time and nothing of them is left.
 //! torture/README.md says which command catches which; `cargo run -p torture -- planted` runs them all.
 
-/// The bugs, by the area they are in. Rules R1 to R10, the wrong forms and I1 to I11 are in ARCHITECTURE.md.
+/// The bugs, by the area they are in. Rules R1 to R11, the wrong forms and I1 to I11 are in ARCHITECTURE.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
     /// R3: the new content is put in place before the old is kept.
@@ -63,11 +63,11 @@ pub(crate) enum Bug {
     ScanHandOverHand,
     /// R7: leaves are merged whatever they keep.
     MergesKept,
-    /// A still marks the leaves that it has read, as a pass does.
+    /// R11: a still marks the leaves that it has read, as a pass does.
     StillMarks,
-    /// A leaf's mark counts for whatever cut is the newest.
+    /// R11: a leaf's mark counts for whatever cut is the newest.
     MarkOfAnother,
-    /// R7: a merged leaf keeps the left one's mark, though the pass has yet to come to the right one.
+    /// R11: a merged leaf keeps the left one's mark, though the pass has yet to come to the right one.
     MergeKeepsMark,
     /// I7: a merge latches the right leaf before the left.
     MergeRightFirst,

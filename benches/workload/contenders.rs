@@ -202,6 +202,22 @@ impl Contender for BoxedTree {
     }
 }
 
+impl Scan for BoxedTree {
+    fn scan(&self, from: &Key, count: usize) -> usize {
+        let map = self.0.read().expect(POISONED);
+        let from: Bytes = from.as_slice().into();
+        let records =
+            map.range(from..).take(count).map(|(key, value)| (key.clone(), value.clone()));
+        records.map(|(_, value)| used(&value)).sum()
+    }
+
+    fn scan_borrowed(&self, from: &Key, count: usize) -> usize {
+        let map = self.0.read().expect(POISONED);
+        let from: Bytes = from.as_slice().into();
+        map.range(from..).take(count).map(|(_, value)| used(value)).sum()
+    }
+}
+
 /// A hash map in shards, each under a lock: no order, no moment common to two keys.
 pub(crate) struct Shards(DashMap<Key, Vec<u8>>);
 
