@@ -65,6 +65,10 @@ pub(crate) enum Bug {
     MergesKept,
     /// R11: a still marks the leaves that it has read, as a pass does.
     StillMarks,
+    /// R11: a pass marks nothing: all it has passed goes on being kept for it.
+    PassMarksNothing,
+    /// R11: a batch takes the mark of its first leaf for that of all.
+    BatchMarkOfFirst,
     /// R11: a leaf's mark counts for whatever cut is the newest.
     MarkOfAnother,
     /// R11: a merged leaf keeps the left one's mark, though the pass has yet to come to the right one.

@@ -10,9 +10,7 @@
 #[cfg(not(shuttle))]
 mod imp {
     pub(crate) use crossbeam_epoch::{Guard, pin};
-    #[cfg(any(test, feature = "simulation"))]
-    pub(crate) use parking_lot::MutexGuard;
-    pub(crate) use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     /// Runs `job` once no guard pinned before now is left.
@@ -57,6 +55,9 @@ mod imp {
         }
         pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
             self.0.read().unwrap_or_else(PoisonError::into_inner)
+        }
+        pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+            self.0.try_read().ok()
         }
         pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
             self.0.write().unwrap_or_else(PoisonError::into_inner)

@@ -41,6 +41,9 @@ pub(super) struct MapLeaf {
 }
 
 impl LeafCopy for MapLeaf {
+    fn clear(&mut self) {
+        self.entries.clear();
+    }
     fn low(&self) -> &[u8] {
         &self.low
     }

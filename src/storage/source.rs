@@ -1,6 +1,6 @@
 //! What a save reads and what a load builds: leaves, as seen from here.
 //!
-//! The tree's still and the tree's builder stand behind these traits, so that this side never depends on
+//! The tree's still, its pass and its builder stand behind these traits, so that this side never depends on
 //! how memory holds a leaf, and can be tested without it. Keys are internal keys throughout.
 
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(crate) trait LeafSource: Send + Sync {
 
 /// A leaf's content at a cut, held by nobody else.
 pub(crate) trait LeafCopy: Default + Send {
+    /// Lets go of what it holds, but for memory to use again.
+    fn clear(&mut self);
     /// Where its range starts.
     fn low(&self) -> &[u8];
     /// Where the next leaf starts, `None` at the end of the key space.
@@ -128,6 +130,10 @@ impl LeafSource for Pass {
 }
 
 impl LeafCopy for tree::LeafCopy {
+    fn clear(&mut self) {
+        tree::LeafCopy::clear(self);
+    }
+
     fn low(&self) -> &[u8] {
         self.page().low()
     }

@@ -120,7 +120,7 @@ pub(crate) fn write_snapshot<S: LeafSource>(
         let (mut encoder, mut claimed) = (Encoder::new(options.codec), Vec::new());
         while cursor.next.is_some() {
             let count = cursor.copy(source, progress, &mut claimed)?;
-            encoder.claim(&claimed[..count], progress, &mut |piece| writer.take(piece))?;
+            encoder.claim(&mut claimed[..count], progress, &mut |piece| writer.take(piece))?;
         }
         return writer.finish(cut);
     }
@@ -258,7 +258,7 @@ fn encode<S: LeafSource>(
             pieces.send(Ok(full)).map_err(|_| Error::Cancelled)
         };
         let encoded =
-            copied.and_then(|count| encoder.claim(&claimed[..count], progress, &mut send));
+            copied.and_then(|count| encoder.claim(&mut claimed[..count], progress, &mut send));
         if let Err(error) = encoded {
             // If the writer has gone, its own error is the one that is told.
             let _ = pieces.send(Err(error));
@@ -283,18 +283,20 @@ impl Encoder {
     /// Encodes neighbouring leaves, each run as one block, or several if it needs them.
     fn claim<C: LeafCopy>(
         &mut self,
-        claimed: &[Claimed<C>],
+        claimed: &mut [Claimed<C>],
         progress: &Progress,
         outlet: Outlet<'_>,
     ) -> Result<()> {
         for Claimed { copy, raw_bytes, ends_run } in claimed {
-            if !self.builder.is_empty() && self.builder.raw_len() + raw_bytes > BLOCK_BYTES {
+            if !self.builder.is_empty() && self.builder.raw_len() + *raw_bytes > BLOCK_BYTES {
                 self.close(Some(copy.low()), outlet)?;
             }
             self.leaf(copy, progress, outlet)?;
             if *ends_run {
                 self.close(copy.high(), outlet)?;
             }
+            // The next claim may be of fewer leaves: none may keep a large value alive meanwhile.
+            copy.clear();
         }
         self.parcel.send(outlet)
     }

@@ -7,8 +7,10 @@
 //!
 //! While a load goes on, leaves grow from size to size and leave spans behind in which few blocks are used.
 //! When free blocks come to an eighth of the used ones, the tree is told to *compact*: the emptiest spans of
-//! each size are closed to new blocks, and pages found in them are moved. Spans and chunks that fall free go
-//! back to the operating system, but for a reserve.
+//! each size are closed to new blocks, and pages found in them are moved. Spans that fall free go back to the
+//! operating system, but for a reserve, and those that are opened next are made resident ahead of time:
+//! the first touch of a huge page takes milliseconds where the system is slow to clear it. Both is done by
+//! the reclaimer, with nothing locked.
 //!
 //! The arena also owns the account of what pages and large values take. Knows nothing of what a page holds.
 
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use memmap2::{Advice, MmapMut};
 
 use crate::slice::Account;
-use crate::sync::{AtomicBool, Mutex, Ordering::Relaxed};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering::Relaxed};
 
 const CHUNK: usize = 2 << 20;
 const SPAN: usize = 128 << 10;
@@ -29,6 +31,10 @@ const BLOCKS_MIN: usize = 8;
 const BLOCKS_MAX: usize = 512;
 /// Regions double from one chunk up to this many.
 const REGION_CHUNKS_MAX: usize = 32;
+/// So many spans that are opened next are resident before they are needed: a chunk's worth ..
+const AHEAD: usize = 16;
+/// .. once so many are in use: a small database stays small.
+const AHEAD_MIN: usize = 512;
 /// Waste below this is not worth a walk over all leaves.
 const WASTE_MIN: usize = 4 << 20;
 
@@ -81,13 +87,17 @@ pub(crate) struct Arena {
     ///
     /// Relaxed: a hint for when to come; what there is to do is decided under the lock.
     wasteful: AtomicBool,
+    /// There may be memory to give back, or to make resident.
+    ///
+    /// Relaxed, as above.
+    untidy: AtomicBool,
     /// Gives a range's memory back; the bytes then read as zero.
     release: fn(&MmapMut, usize, usize),
 }
 
 #[derive(Debug, Default)]
 struct State {
-    regions: Vec<MmapMut>,
+    regions: Vec<Region>,
     chunks: Vec<Chunk>,
     spans: Vec<Span>,
     /// Spans of no class, lowest first, so that high chunks fall free.
@@ -99,6 +109,14 @@ struct State {
     waste: usize,
     /// Spans with a free block, by class; draining ones are not among them.
     partial: Vec<Vec<u32>>,
+}
+
+#[derive(Debug)]
+struct Region {
+    /// Shared with whoever advises the system about a part of it, for that long.
+    map: Arc<MmapMut>,
+    /// Its address, exposed.
+    start: usize,
 }
 
 #[derive(Debug)]
@@ -145,7 +163,13 @@ impl Arena {
     pub(crate) fn new(account: Arc<Account>, release: fn(&MmapMut, usize, usize)) -> Self {
         let partial = vec![Vec::new(); CLASSES.len()];
         let state = Mutex::new(State { partial, ..State::default() });
-        Self { state, account, wasteful: AtomicBool::new(false), release }
+        Self {
+            state,
+            account,
+            wasteful: AtomicBool::new(false),
+            untidy: AtomicBool::new(false),
+            release,
+        }
     }
 
     /// A block of at least `len` bytes, which are at most [`BLOCK_MAX`]; all of its bytes are initialised.
@@ -164,7 +188,11 @@ impl Arena {
                 if state.waste > WASTE_MIN + used / 8 {
                     self.wasteful.store(true, Relaxed);
                 }
-                state.open_span(class)
+                let span = state.open_span(class);
+                if state.used_spans >= AHEAD_MIN && state.used_spans.is_multiple_of(AHEAD / 4) {
+                    self.untidy.store(true, Relaxed);
+                }
+                span
             }
         };
         let entry = &mut state.spans[span as usize];
@@ -204,12 +232,68 @@ impl Arena {
         }
         state.waste += block_len(class);
         if is_empty {
-            state.close_span(span, self.release);
+            state.close_span(span);
+            if state.idle_spans > state.reserve() {
+                self.untidy.store(true, Relaxed);
+            }
         }
         let used = state.used_spans * SPAN - state.waste;
         if state.waste > WASTE_MIN + used / 4 {
             self.wasteful.store(true, Relaxed);
         }
+    }
+
+    /// Whether there may be something to tidy.
+    pub(crate) fn is_untidy(&self) -> bool {
+        self.untidy.load(Relaxed)
+    }
+
+    /// Gives free spans beyond a reserve back to the system, highest first; makes those that are opened next
+    /// resident. While it asks the system about a span, nobody can have that span, and nothing is locked.
+    pub(crate) fn tidy(&self) {
+        self.untidy.store(false, Relaxed);
+        let mut state = self.state.lock();
+        if state.idle_spans > state.reserve() {
+            // Half of them, so that this is not to be done again at once.
+            let highest = state.free_spans.iter().rev().copied();
+            let resident = highest.filter(|span| !state.spans[*span as usize].released);
+            let spans: Vec<u32> = resident.take(state.idle_spans / 2 + 1).collect();
+            for span in spans {
+                // It may have been opened meanwhile.
+                if state.free_spans.contains(&span) && !state.spans[span as usize].released {
+                    state = self.advise(state, span, self.release);
+                }
+            }
+        }
+        if state.used_spans >= AHEAD_MIN {
+            let next: Vec<u32> = state.free_spans.iter().take(AHEAD).copied().collect();
+            for span in next {
+                if state.free_spans.contains(&span) && state.spans[span as usize].released {
+                    state = self.advise(state, span, populate);
+                }
+            }
+        }
+    }
+
+    /// Takes a free span away, asks the system to change whether it is resident, and puts it back.
+    fn advise<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        span: u32,
+        ask: fn(&MmapMut, usize, usize),
+    ) -> MutexGuard<'a, State> {
+        let was_released = state.spans[span as usize].released;
+        state.free_spans.remove(&span);
+        state.idle_spans -= usize::from(!was_released);
+        let (region, offset) = state.offset_of(span);
+        let map = Arc::clone(&state.regions[region].map);
+        drop(state);
+        ask(&map, offset, SPAN);
+        let mut state = self.state.lock();
+        state.spans[span as usize].released = !was_released;
+        state.free_spans.insert(span);
+        state.idle_spans += usize::from(was_released);
+        state
     }
 
     /// Whether it is worth compacting.
@@ -287,10 +371,11 @@ impl State {
         (chunk.region, chunk.offset + (span % SPANS_PER_CHUNK) as usize * SPAN)
     }
 
-    fn address(&mut self, span: u32, offset: usize) -> NonNull<u8> {
+    fn address(&self, span: u32, offset: usize) -> NonNull<u8> {
         let (region, start) = self.offset_of(span);
-        let start = self.regions[region].as_mut_ptr().wrapping_add(start + offset);
-        NonNull::new(start).expect("a map never starts at address 0")
+        let start = self.regions[region].start + start + offset;
+        NonNull::new(std::ptr::with_exposed_provenance_mut(start))
+            .expect("a map never starts at address 0")
     }
 
     fn open_span(&mut self, class: u8) -> u32 {
@@ -314,7 +399,13 @@ impl State {
         span
     }
 
-    fn close_span(&mut self, span: u32, release: fn(&MmapMut, usize, usize)) {
+    /// Free spans that may stay resident: a database whose size goes up and down would else give them back
+    /// and fault them in again all the time.
+    fn reserve(&self) -> usize {
+        16 + self.used_spans / 8
+    }
+
+    fn close_span(&mut self, span: u32) {
         let Span { class, draining, .. } = self.spans[span as usize];
         let class = class.expect("a span in use");
         if !draining {
@@ -325,19 +416,6 @@ impl State {
         self.used_spans -= 1;
         self.waste -= blocks_of(class) * block_len(class);
         self.idle_spans += 1;
-        // Some stay resident: a database whose size goes up and down would else give them back and fault
-        // them in again all the time.
-        if self.idle_spans > 16 + self.used_spans / 8 {
-            let highest = self.free_spans.iter().rev().copied();
-            let resident = highest.filter(|span| !self.spans[*span as usize].released);
-            let spans: Vec<u32> = resident.take(self.idle_spans / 2 + 1).collect();
-            for span in spans {
-                let (region, offset) = self.offset_of(span);
-                release(&self.regions[region], offset, SPAN);
-                self.spans[span as usize].released = true;
-                self.idle_spans -= 1;
-            }
-        }
     }
 
     fn add_region(&mut self) {
@@ -345,7 +423,7 @@ impl State {
         // The first region asks for no huge page, so that a small database stays small.
         let huge = chunks > 1;
         let len = chunks * CHUNK + if huge { CHUNK } else { 0 };
-        let map = MmapMut::map_anon(len).expect("out of address space for pages");
+        let mut map = MmapMut::map_anon(len).expect("out of address space for pages");
         let skip = if huge { map.as_ptr().align_offset(CHUNK) } else { 0 };
         if huge {
             // Refused where the kernel has no huge pages: then it is only slower.
@@ -359,8 +437,17 @@ impl State {
             self.spans.extend([UNTOUCHED; SPANS_PER_CHUNK as usize]);
             self.chunks.push(Chunk { region: self.regions.len(), offset: skip + chunk * CHUNK });
         }
-        self.regions.push(map);
+        let start = map.as_mut_ptr().expose_provenance();
+        self.regions.push(Region { map: Arc::new(map), start });
     }
+}
+
+/// Makes a part of a map resident; where the system can't, the first touch will.
+fn populate(map: &MmapMut, offset: usize, len: usize) {
+    #[cfg(target_os = "linux")]
+    let _ = map.advise_range(Advice::PopulateWrite, offset, len);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (map, offset, len);
 }
 
 #[cfg(test)]

@@ -88,26 +88,33 @@ impl Tree {
         if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 {
             return Ok((None, 0));
         }
-        // One mark speaks for all leaves only if all have it.
-        let first = planned.first().map_or(0, |leaf| leaf.latch.passed_by);
-        let is_common = planned.iter().all(|leaf| leaf.latch.passed_by == first);
-        let passed_by = if is_common { first } else { 0 };
-        let mut newest = self.commit.newest_hint(passed_by);
+        // What serves any cut is prepared only when one was taken meanwhile.
+        let mut any = false;
         let ticket = loop {
             let forgets = planted(Bug::RangeKeepsNothing) && !changes.ranges.is_empty();
-            if let Some(newest) = newest.filter(|_| !forgets) {
-                let cuts = self.commit.live_ticks(passed_by);
-                for leaf in &mut planned {
-                    leaf.plan_keep(newest, &cuts, &changes.ops);
+            let live = self.commit.live_cuts();
+            let first_mark = planned.first().map_or(0, |leaf| leaf.latch.passed_by);
+            for leaf in planned.iter_mut().filter(|_| !forgets) {
+                // Each leaf by its own mark.
+                let passed_by = match planted(Bug::BatchMarkOfFirst) {
+                    true => first_mark,
+                    false => leaf.latch.passed_by,
+                };
+                let cuts = live.iter().filter(|cut| cut.id != passed_by);
+                let cuts: Vec<u64> = cuts.map(|cut| cut.tick).collect();
+                match cuts.last() {
+                    _ if any => leaf.plan_keep(u64::MAX - 1, &cuts, &changes.ops),
+                    Some(&newest) => leaf.plan_keep(newest, &cuts, &changes.ops),
+                    None => {}
                 }
             }
-            let serves = newest.map_or(0, |newest| newest + 1);
-            let prepared = Prepared { serves, passed_by, listed: 0, drops: changes.drops };
+            let serves = if any { u64::MAX } else { live.last().map_or(0, |cut| cut.code()) };
+            let prepared = Prepared { serves, passed_by: 0, listed: 0, drops: changes.drops };
             match self.commit.take(&deltas.by_slot, prepared) {
                 Ok(ticket) => break ticket,
                 Err(Refused::Error(error)) => return Err(error),
                 // All leaves are latched: what is prepared for any cut serves whatever is taken meanwhile.
-                Err(Refused::NewCut) => newest = Some(u64::MAX - 1),
+                Err(Refused::NewCut) => any = true,
             }
         };
         // Nothing from here to `done` may fail.

@@ -50,7 +50,7 @@ pub(crate) struct Kept {
     whole: Vec<Whole>,
     /// Ticks of cuts, ascending, each with the stamp the leaf had at it.
     stamps: Vec<(u64, Seq)>,
-    /// Ids of the cuts on whose lists the leaf's range is, ascending; some may have been dropped since.
+    /// Ids of the cuts on whose lists the leaf's range is; some may have been dropped since.
     pub(crate) listed: Vec<u64>,
 }
 
@@ -121,7 +121,7 @@ impl Leaf {
 
     /// The newest cut the leaf's range is listed with, 0 for none.
     pub(crate) fn newest_listed(&self) -> u64 {
-        self.kept.as_ref().and_then(|kept| kept.listed.last()).copied().unwrap_or(0)
+        self.kept.as_ref().and_then(|kept| kept.listed.iter().max()).copied().unwrap_or(0)
     }
 
     /// Makes room to keep one more entry of `bytes`, so that keeping it can't fail.
@@ -321,11 +321,12 @@ impl Leaf {
             |born: u64, died: u64| live.iter().rposition(|cut| born <= cut.tick && cut.tick < died);
         let mut heirs: Vec<usize> = Vec::new();
         let mut freed = Vec::new();
-        kept.whole.retain(|whole| {
+        let gone = kept.whole.extract_if(.., |whole| {
             let heir = newest_in(whole.born, whole.died);
             heirs.extend(heir);
-            heir.is_some() || stays(whole.died)
+            heir.is_none() && !stays(whole.died)
         });
+        freed.extend(gone.filter_map(|whole| Arc::into_inner(whole.page)));
         // Of kept entries only the cuts without a whole page have need.
         let newest_in = |born: u64, died: u64| {
             let served =

@@ -123,6 +123,13 @@ impl<'a> LatchMode<'a> for ReadLatch<'a> {
     }
 }
 
+impl<'a> ReadLatch<'a> {
+    /// `None` if somebody has it latched for a change.
+    fn try_latch(slab: &'a Slab, id: LeafId) -> Option<Self> {
+        Some(ReadLatch { leaf: slab.get(id).0.try_read()?, _held: HeldLatch::new() })
+    }
+}
+
 impl<'a> LatchMode<'a> for WriteLatch<'a> {
     #[inline]
     fn latch(slab: &'a Slab, id: LeafId) -> Self {
@@ -231,21 +238,24 @@ impl Tree {
 
     /// Brings what latching this leaf and reading it will touch first towards the cache.
     fn prefetch_leaf(&self, id: LeafId) {
-        if let Some(page) = &ReadLatch::latch(&self.slab, id).page {
+        if let Some(latch) = ReadLatch::try_latch(&self.slab, id)
+            && let Some(page) = &latch.page
+        {
             page.prefetch();
         }
     }
 
-    /// As `latch_read`, with a leaf to try first: whichever it is by now, its fences tell whether it is the one.
+    /// As `latch_read`, with a leaf to try first. Whichever it is by now, its fences tell whether it is the one;
+    /// if it is latched for a change, somebody else's leaf may be behind the number: nobody waits for that.
     fn latch_read_near(&self, near: Option<LeafId>, key: &[u8]) -> ReadLatch<'_> {
-        if let Some(id) = near {
-            let latch = ReadLatch::latch(&self.slab, id);
-            let covers = |page: &Page| page.low() <= key && page.below_high(key);
-            if latch.page.as_ref().is_some_and(covers) {
-                return latch;
+        let covers = |page: &Page| page.low() <= key && page.below_high(key);
+        match near.and_then(|id| ReadLatch::try_latch(&self.slab, id)) {
+            Some(latch) if latch.page.as_ref().is_some_and(covers) => latch,
+            other => {
+                drop(other);
+                self.latch_read(key)
             }
         }
-        self.latch_read(key)
     }
 
     fn latch_write(&self, key: &[u8]) -> WriteLatch<'_> {

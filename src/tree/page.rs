@@ -44,7 +44,8 @@ mod copy;
 
 /// Values longer than this lie outside the page: about a quarter of a full leaf.
 pub(crate) const INLINE_VALUE_MAX: usize = 2048;
-/// Keys whose rest behind the fences' prefix is longer than this lie outside the page.
+/// Keys longer than this lie outside the page. The whole key decides, not its rest behind the fences' prefix:
+/// that grows shorter when a leaf is split, and no entry may take more room for it.
 const INLINE_KEY_MAX: usize = 1024;
 /// What a page can address: slots and entries together.
 pub(crate) const AREA_MAX: usize = 60 << 10;
@@ -227,7 +228,8 @@ pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// Flags and bytes that an entry of this shape takes, slot not counted.
-fn shape(suffix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
+fn shape(key_len: usize, prefix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
+    let suffix_len = key_len - prefix_len;
     let mut flags = 0;
     let mut len = 0;
     match entry.value {
@@ -250,14 +252,14 @@ fn shape(suffix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
         flags |= HAS_DIED;
         len += 8;
     }
-    if suffix_len > INLINE_KEY_MAX {
+    if key_len > INLINE_KEY_MAX {
         flags |= LARGE_KEY;
-        len += 4 + 8;
+        len += 8;
     } else {
         len += suffix_len.saturating_sub(4);
-        if suffix_len >= usize::from(LONG_KEY) {
-            len += 4;
-        }
+    }
+    if suffix_len >= usize::from(LONG_KEY) {
+        len += 4;
     }
     (flags, len)
 }
@@ -392,7 +394,8 @@ impl Page {
         usize::from(self.header().count)
     }
 
-    /// Wrapping sum of the entries' fingerprints.
+    /// Wrapping sum of the entries' fingerprints. Only the pages of leaves have one: it means nothing in copies
+    /// for stills and in what is kept for them.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.header().fingerprint
     }
@@ -451,7 +454,7 @@ impl Page {
 
     /// Bytes that `entry` under `key` would take here, its slot included.
     pub(crate) fn cost(&self, key: &[u8], entry: &Entry<'_>) -> usize {
-        SLOT + shape(key.len() - self.prefix_len(), entry).1
+        SLOT + shape(key.len(), self.prefix_len(), entry).1
     }
 
     /// Whether the latest inserts came one behind the other up to `at`: then a split leaves the left half full.
@@ -529,7 +532,8 @@ impl Page {
     /// What the key has behind its head.
     fn rest_of(&self, slot: u64, parts: &Parts) -> &[u8] {
         if flags_of(slot) & LARGE_KEY != 0 {
-            &self.large_at(parts.rest).get().bytes()[self.prefix_len() + 4..]
+            let key = self.large_at(parts.rest).get().bytes();
+            key.get(self.prefix_len() + 4..).unwrap_or(&[])
         } else {
             self.bytes(parts.rest, parts.rest_len)
         }
@@ -648,7 +652,7 @@ impl Page {
     /// # Panics
     /// If there is no room: our bug, nothing was changed.
     pub(crate) fn insert(&mut self, at: usize, key: &[u8], entry: &Entry<'_>) {
-        let (flags, len) = shape(key.len() - self.prefix_len(), entry);
+        let (flags, len) = shape(key.len(), self.prefix_len(), entry);
         assert!(self.free() >= SLOT + len, "our bug: no room for {len} bytes in a page");
         let slot = self.push_entry(key, entry, flags, len);
         let count = self.len();
@@ -739,7 +743,7 @@ impl Page {
     /// Bytes of free room that replacing the entry at `at` by `entry` needs; 0 if it fits in place.
     pub(crate) fn replace_cost(&self, at: usize, key: &[u8], entry: &Entry<'_>) -> usize {
         let slot = self.slots()[at];
-        let (flags, len) = shape(key.len() - self.prefix_len(), entry);
+        let (flags, len) = shape(key.len(), self.prefix_len(), entry);
         if flags == flags_of(slot) && len <= self.entry_len(slot) { 0 } else { len }
     }
 
@@ -756,7 +760,7 @@ impl Page {
     pub(crate) fn replace(&mut self, at: usize, key: &[u8], entry: &Entry<'_>) -> Trash {
         let slot = self.slots()[at];
         let parts = self.parts(slot);
-        let (flags, len) = shape(key.len() - self.prefix_len(), entry);
+        let (flags, len) = shape(key.len(), self.prefix_len(), entry);
         let start = self.entry_start(slot);
         if flags == flags_of(slot) && len <= parts.end - start {
             if entry.expire_at != 0 {

@@ -2,19 +2,20 @@
 //!
 //! A pass needs nothing any more of a leaf that it has copied. So it marks the leaf under its latch: from
 //! then on writers there look for the newest live cut *other than this one*, and what was kept for this cut
-//! alone is freed on the spot. While a pass goes through all leaves under even writes, half as much is kept
-//! for it as for a still, and less and less at a time.
+//! alone is freed on the spot. Under even writes half as much is ever kept for a pass as for a still, and a
+//! quarter of it at once.
 //!
 //! Rules beside those of stills, whose cut anyone may read at any time and which therefore never mark:
 //! 1. Only the newest mark of a leaf counts; a pass whose mark was overwritten has more kept than it needs.
 //! 2. Halves of a split have the mark. A merged leaf has it only if both had: what lies right of the pass is
-//!    still to be copied, and it is unchanged, since a leaf that keeps nothing and has no mark is.
+//!    still to be copied; it is unchanged since the cut if it keeps nothing, since it was never marked.
 //! 3. A mark counts for the content of leaves only: old totals are kept for every live cut.
 
 use std::sync::Arc;
 
 use crate::Result;
 use crate::commit::{Cut, Holder};
+use crate::planted::{Bug, planted};
 use crate::tree::Tree;
 use crate::tree::still::{LeafCopy, Still};
 
@@ -41,10 +42,11 @@ impl Pass {
         let mut leaf = tree.latch_write(from);
         tree.commit.check()?;
         self.still.copy(&leaf, from, out);
-        let id = self.cut().id;
-        leaf.passed_by = id;
+        if !planted(Bug::PassMarksNothing) {
+            leaf.passed_by = self.cut().id;
+        }
         let freed = match leaf.kept {
-            Some(_) => tree.sweep_leaf(&mut leaf, id, None),
+            Some(_) => tree.sweep_leaf(&mut leaf, None),
             None => Vec::new(),
         };
         drop(leaf);

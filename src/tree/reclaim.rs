@@ -104,6 +104,9 @@ impl Tree {
         if self.arena.is_wasteful() {
             self.compact();
         }
+        if self.arena.is_untidy() {
+            self.arena.tidy();
+        }
     }
 
     /// Moves pages out of memory that few of them use, one leaf at a time.
@@ -118,9 +121,10 @@ impl Tree {
         self.arena.end_compaction();
     }
 
-    /// Wakes the reclaimer if pages waste too much memory.
+    /// Wakes the reclaimer if it has something to do for the arena.
+    #[inline]
     pub(crate) fn note_waste(&self) {
-        if self.arena.is_wasteful() {
+        if self.arena.is_wasteful() || self.arena.is_untidy() {
             self.wake_reclaimer();
         }
     }
@@ -144,7 +148,7 @@ impl Tree {
         loop {
             let early = planted(Bug::LiveReadBeforeLatch).then(|| self.commit.live_cuts());
             let mut latch = self.latch_write(&from);
-            let freed = self.sweep_leaf(&mut latch, 0, early);
+            let freed = self.sweep_leaf(&mut latch, early);
             let high = latch.live().high().map(<[u8]>::to_vec);
             drop(latch);
             drop(freed);
@@ -159,18 +163,16 @@ impl Tree {
 
     /// Frees what the latched leaf keeps for no live cut, and lists it with those that it still keeps for.
     ///
-    /// The cut of id `passing` needs nothing here any more; 0 is no cut's. `early` are live cuts that a planted
-    /// bug read before the latch was taken.
+    /// `early` are live cuts that a planted bug read before the latch was taken.
     pub(crate) fn sweep_leaf(
         &self,
         latch: &mut WriteLatch<'_>,
-        passing: u64,
         mut early: Option<Vec<Arc<Cut>>>,
     ) -> Vec<Page> {
         let mut freed = Vec::new();
         loop {
             let mut live = early.take().unwrap_or_else(|| self.commit.live_cuts());
-            live.retain(|cut| cut.id != passing);
+            live.retain(|cut| cut.id != latch.passed_by);
             let (heirs, pages) = latch.sweep(&live);
             freed.extend(pages);
             let page = latch.live();
@@ -220,7 +222,8 @@ impl Tree {
         let mut right = WriteLatch::latch(&self.slab, right_id);
         let keeps = left.kept.is_some() || right.kept.is_some();
         if keeps && !planted(Bug::MergesKept) {
-            // Every change under a live cut keeps something: who keeps nothing has not changed since.
+            // A change under a live cut keeps something, unless that cut has passed here: who keeps nothing has
+            // not changed since any cut that may still read it.
             right.is_candidate = true;
             self.reclaim.queue.lock().waiting.push(Slice::new(low));
             return true;

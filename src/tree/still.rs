@@ -181,6 +181,8 @@ struct Side {
     copy: LeafCopy,
     at: usize,
     end: usize,
+    /// The place at which the next leaf is fetched.
+    fetch_at: usize,
     key: Vec<u8>,
     is_open: bool,
 }
@@ -227,7 +229,7 @@ impl Scan {
                 let page = self.front.copy.page();
                 let at = self.front.at;
                 self.front.at += 1;
-                if at + AHEAD == self.front.end
+                if at == self.front.fetch_at
                     && let (Source::Still(still), Some(next)) = (&self.source, self.front.copy.next)
                 {
                     still.tree.prefetch_leaf(next);
@@ -277,6 +279,7 @@ impl Scan {
         let page = side.copy.page();
         side.at = page.seek(&self.bounds.low);
         side.end = self.bounds.high.as_deref().map_or(page.len(), |high| page.seek(high));
+        side.fetch_at = side.end.saturating_sub(AHEAD).max(side.at);
         side.is_open = true;
         side.key.clear();
         side.key.extend_from_slice(page.prefix());

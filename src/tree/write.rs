@@ -154,6 +154,7 @@ impl Tree {
         let position = self.change(&mut latch, at, write, &mut garbage);
         drop(latch);
         drop(garbage);
+        self.note_waste();
         position?;
         Ok(Written::Done { old: current })
     }
@@ -255,6 +256,7 @@ impl Tree {
             leaf.keep_entry(key, at, ticket.tick);
         }
         let page = leaf.live_mut();
+        let old_used = page.used();
         let trash: Trash = match (at, &new) {
             (Ok(at), Some(new)) => page.replace(at, key, new),
             (Ok(at), None) => page.remove(at),
@@ -275,7 +277,8 @@ impl Tree {
             self.settle_kept(latch, ticket.cut.as_deref(), old_stamp, garbage);
         }
         let position = ticket.done();
-        if new.is_none() || delta.bytes < 0 {
+        // Of entries that shrink, the one that makes the leaf small: else small ones would be noted for ever.
+        if new.is_none() || (delta.bytes < 0 && old_used > self.config.leaf_bytes / 4) {
             self.note_shrunk(latch);
         }
         Ok(position)
@@ -358,7 +361,7 @@ impl Tree {
             None => !kept.listed.is_empty(),
         };
         if !is_listed {
-            garbage.pages.extend(self.sweep_leaf(latch, 0, None));
+            garbage.pages.extend(self.sweep_leaf(latch, None));
         }
     }
 
@@ -398,7 +401,6 @@ impl Tree {
                 }
             } else {
                 self.split(latch, key, at);
-                self.note_waste();
                 at = latch.live().find(key);
             }
         }
@@ -431,7 +433,7 @@ impl Tree {
         let left = page.copied(0..first_right, &low, Some(middle), slack(0));
         let right = page.copied(first_right..page.len(), middle, high.as_deref(), slack(0));
         let id = self.slab.alloc();
-        // Nobody knows the number yet, so this waits for nobody.
+        // Nobody knows the number yet, but for readers who try it and go away again.
         let mut right_latch = WriteLatch::latch(&self.slab, id);
         right_latch.page = Some(right);
         right_latch.stamp = latch.stamp;

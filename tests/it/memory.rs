@@ -354,3 +354,58 @@ fn what_shrinks_gives_its_memory_back() {
     assert!(live < full * 3 / 5, "{live} bytes of {full} for {raw} that are left");
     assert_eq!(space.get(key(3)).unwrap().unwrap(), [3; 400]);
 }
+
+/// R11: behind a pass nothing is kept for it, by single writes and by batches, and what was kept ahead of it
+/// goes when it comes by; a still that is held has need of all the same.
+#[test]
+fn a_pass_needs_nothing_of_what_it_has_passed() {
+    let db = manual();
+    let space = db.keyspace("all").unwrap();
+    let key = |number: u32| number.to_be_bytes();
+    let write = |numbers: std::ops::Range<u32>, value: u8| {
+        numbers.clone().step_by(2).for_each(|n| space.insert(key(n), [value; 100]).unwrap());
+        let mut batch = db.batch();
+        numbers.skip(1).step_by(2).for_each(|n| batch.insert(&space, key(n), [value; 90]));
+        batch.commit().unwrap();
+    };
+    let retained = || db.stats().retained_bytes;
+    write(0..10_000, 1);
+    let mut pass = db.pass().unwrap();
+    // As far as it has come.
+    let mut place = 0;
+    let step = |pass: &mut stillframe::simulation::LeafPass, place: &mut u32| {
+        let entries = pass.step().unwrap();
+        let last = entries.as_ref().and_then(|entries| entries.last());
+        if let Some((_, key, ..)) = last.filter(|(id, ..)| *id != 0) {
+            *place = u32::from_be_bytes(key[..].try_into().unwrap()) + 1;
+        }
+        entries.is_some()
+    };
+    while place < 5000 {
+        assert!(step(&mut pass, &mut place));
+    }
+    write(0..place, 2);
+    assert_eq!(retained(), 0, "kept behind a pass");
+    // A batch on both sides keeps ahead only.
+    let mut batch = db.batch();
+    (0..place).for_each(|n| batch.insert(&space, key(n), [3; 80]));
+    batch.insert(&space, key(9_999), [3; 80]);
+    batch.commit().unwrap();
+    assert!((1..10_000).contains(&retained()), "{} kept for one entry", retained());
+    write(place..10_000, 4);
+    assert!(retained() > 400_000, "{} kept ahead of a pass", retained());
+    let still = db.snapshot().unwrap();
+    write(0..100, 5);
+    let for_still = retained();
+    while step(&mut pass, &mut place) {}
+    assert_eq!(place, 10_000);
+    assert!(retained() < 100_000, "{} is left behind a pass, {for_still} before", retained());
+    assert!(retained() > 5_000, "{} kept for a still", retained());
+    still.check().unwrap();
+    drop(still);
+    db.reclaim();
+    assert_eq!(retained(), 0, "nothing but a pass that is through");
+    drop(pass);
+    db.reclaim();
+    db.check();
+}

@@ -35,8 +35,8 @@ impl Page {
 
     /// What the entry at `at` takes, its slot included, in a page of another prefix.
     fn cost_with_prefix(&self, at: usize, prefix_len: usize) -> usize {
-        let suffix_len = self.parts(self.slots()[at]).suffix_len + self.prefix_len() - prefix_len;
-        SLOT + shape(suffix_len, &self.entry(at)).1
+        let key_len = self.parts(self.slots()[at]).suffix_len + self.prefix_len();
+        SLOT + shape(key_len, prefix_len, &self.entry(at)).1
     }
 
     /// What the entry at `at` takes, its slot included.
@@ -96,17 +96,18 @@ impl Page {
     pub(crate) fn compact(&mut self) {
         let header = self.header();
         let (base, end) = (header.base as usize, self.heap_end());
-        let mut packed = Vec::with_capacity(end - header.heap as usize - header.garbage as usize);
-        let heap = end - packed.capacity();
-        let count = self.len();
-        for at in 0..count {
-            let slot = self.slots()[at];
+        let len = end - header.heap as usize - header.garbage as usize;
+        let heap = end - len;
+        let mut packed = Vec::with_capacity(len);
+        let mut slots = Vec::with_capacity(self.len());
+        for &slot in self.slots() {
             let offset = (heap + packed.len() - base) as u64;
             packed.extend_from_slice(self.bytes(self.entry_start(slot), self.entry_len(slot)));
-            self.slots_prefix_mut(count)[at] = (slot & !0xffff_0000) | offset << 16;
+            slots.push((slot & !0xffff_0000) | offset << 16);
         }
-        debug_assert_eq!(heap + packed.len(), end);
+        assert_eq!(packed.len(), len, "our bug: a page's garbage is miscounted");
         self.write(heap, &packed);
+        self.slots_prefix_mut(slots.len()).copy_from_slice(&slots);
         let header = self.header_mut();
         header.garbage = 0;
         #[expect(clippy::cast_possible_truncation, reason = "below cap")]
@@ -214,6 +215,10 @@ impl Page {
             let header = from.header();
             (header.base as usize, header.heap as usize, from.heap_end())
         };
+        assert!(
+            base == self.header().base as usize && self.free() >= end - heap + SLOT * from.len(),
+            "our bug: no room"
+        );
         let own_end = self.header().heap as usize;
         let own_heap = own_end - (end - heap);
         self.write(own_heap, from.bytes(heap, end - heap));
@@ -225,7 +230,6 @@ impl Page {
         for (own, &slot) in slots.iter_mut().zip(from.slots()) {
             *own = (slot & !0xffff_0000) | (slot.wrapping_add(shift) & 0xffff_0000);
         }
-        debug_assert!(own_heap >= base + SLOT * count);
         let (fingerprint, larges) = (from.fingerprint(), from.header().larges);
         let garbage = from.header().garbage;
         let header = self.header_mut();
