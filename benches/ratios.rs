@@ -443,6 +443,17 @@ fn stills(keys: Keys, effort: Effort) {
     ];
     let samples = interleaved(effort.rounds, &mut lanes);
     print_rates("get, what is read overwritten since the cut", &lanes, &samples);
+    drop(lanes);
+
+    let clear = |engine: &Engine| {
+        let began = Instant::now();
+        let removed = engine.keyspace.clear().expect("an open database");
+        (removed, began.elapsed().as_secs_f64())
+    };
+    let (_, under_still) = clear(&large);
+    drop((still, large));
+    let (removed, alone) = clear(&Engine::loaded(keys, effort.records));
+    println!("  clear of {removed} records: {alone:.2} s, under a still {under_still:.2} s");
 }
 
 /// Takes `count` cuts, `apart` from one another, and drops each outside of its clock; nanoseconds.

@@ -31,7 +31,7 @@ use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
 use crate::sync::Mutex;
 use crate::tree::{
-    BatchOp, BuiltLeaf, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Scan, Still, Tree,
+    BatchOp, BuiltLeaf, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Scan, Tree,
     Written, new_value,
 };
 use crate::{Error, MAX_KEYSPACE_NAME_LEN, Result};
@@ -216,8 +216,8 @@ impl Database {
     /// or the new one under `path`, whole, and perhaps a temporary file beside it.
     ///
     /// # Errors
-    /// [`Error::SaveInProgress`], [`Error::Io`], [`Error::Closed`], [`Error::Poisoned`]; those of the writing come
-    /// from [`SaveHandle::wait`].
+    /// [`Error::SaveInProgress`], [`Error::Io`], [`Error::Poisoned`]; those of the writing come from
+    /// [`SaveHandle::wait`].
     pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
         let pass = Pass::take(&self.engine.tree, Holder::Save)?;
         let cut = source::Cut::of(pass.cut(), self.engine.lineage(pass.cut()));
@@ -305,7 +305,7 @@ impl Database {
     /// # Errors
     /// [`Error::Poisoned`].
     pub fn snapshot(&self) -> Result<Snapshot> {
-        Snapshot::take(&self.engine, Holder::Snapshot)
+        Snapshot::take(&self.engine)
     }
 
     /// A batch of operations to be committed as one.
@@ -449,11 +449,6 @@ impl Engine {
             lineage.push(Span { history, term: 0, writer, start, end: seq });
         }
         lineage
-    }
-
-    /// A still for one range.
-    pub(crate) fn still(&self, holder: Holder) -> Result<Still> {
-        Still::take(&self.tree, holder)
     }
 }
 

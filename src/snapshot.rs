@@ -30,8 +30,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub(crate) fn take(engine: &Arc<Engine>, holder: Holder) -> Result<Self> {
-        Ok(Self { still: Arc::new(engine.still(holder)?), engine: Arc::clone(engine) })
+    pub(crate) fn take(engine: &Arc<Engine>) -> Result<Self> {
+        let still = Still::take(engine.tree(), Holder::Snapshot)?;
+        Ok(Self { still: Arc::new(still), engine: Arc::clone(engine) })
     }
 
     /// The number of the last batch it holds.

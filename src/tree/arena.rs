@@ -254,10 +254,11 @@ impl Arena {
         self.untidy.store(false, Relaxed);
         let mut state = self.state.lock();
         if state.idle_spans > state.reserve() {
-            // Half of them, so that this is not to be done again at once.
+            // Down to half the reserve, so that this is not to be done again at once.
+            let excess = state.idle_spans - state.reserve() / 2;
             let highest = state.free_spans.iter().rev().copied();
             let resident = highest.filter(|span| !state.spans[*span as usize].released);
-            let spans: Vec<u32> = resident.take(state.idle_spans / 2 + 1).collect();
+            let spans: Vec<u32> = resident.take(excess).collect();
             for span in spans {
                 // It may have been opened meanwhile.
                 if state.free_spans.contains(&span) && !state.spans[span as usize].released {
@@ -522,5 +523,33 @@ mod tests {
             arena.free(block.id);
         }
         assert_eq!(arena.span_bytes(), (0, 0));
+    }
+
+    #[test]
+    fn tidying_gives_back_what_lies_idle_and_readies_what_comes_next() {
+        use std::cell::Cell;
+        thread_local!(static RELEASED: Cell<usize> = const { Cell::new(0) });
+        let release = |_: &MmapMut, _, len| RELEASED.set(RELEASED.get() + len);
+        let arena = Arena::new(Arc::new(Account::default()), release);
+        let is_resident = |span: u32| !arena.state.lock().spans[span as usize].released;
+        let next = || arena.state.lock().free_spans.iter().take(AHEAD).copied().collect::<Vec<_>>();
+        // Few spans: none is made resident before it is needed.
+        let mut blocks: Vec<Block> = (0..64 * 16).map(|_| arena.alloc(BLOCK_MAX / 2)).collect();
+        arena.tidy();
+        assert!(!next().into_iter().any(is_resident));
+        blocks.extend((0..AHEAD_MIN * 16).map(|_| arena.alloc(BLOCK_MAX / 2)));
+        assert!(arena.is_untidy(), "nobody is asked to look ahead");
+        arena.tidy();
+        assert!(!arena.is_untidy());
+        assert!(next().into_iter().all(is_resident));
+        assert_eq!(RELEASED.get(), 0, "given back while all is in use");
+        for block in blocks {
+            arena.free(block.id);
+        }
+        assert!(arena.is_untidy(), "nobody is asked to give back");
+        arena.tidy();
+        let state = arena.state.lock();
+        assert!(state.idle_spans <= state.reserve(), "{} spans lie idle", state.idle_spans);
+        assert!(RELEASED.get() >= AHEAD_MIN / 2 * SPAN);
     }
 }
