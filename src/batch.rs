@@ -1,6 +1,6 @@
 //! A write batch: operations collected first, then committed as one.
 
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::sync::Arc;
 
 use crate::database::Engine;
@@ -8,7 +8,6 @@ use crate::keys;
 use crate::keyspace::Keyspace;
 use crate::options::WriteOptions;
 use crate::position::Position;
-use crate::slice::Slice;
 use crate::tree::{BatchOp, Bounds, Changes, RangeDelete, new_value};
 use crate::{Error, MAX_BATCH_BYTES, Result};
 
@@ -30,20 +29,26 @@ use crate::{Error, MAX_BATCH_BYTES, Result};
 #[must_use = "a batch does nothing until it is committed"]
 pub struct WriteBatch {
     engine: Arc<Engine>,
+    /// In the order they were first or again named in.
+    keyspaces: Vec<Keyspace>,
     ops: Vec<Op>,
+    /// Internal keys and values of the operations.
+    content: Vec<u8>,
     bytes: u64,
     /// The first thing wrong with what was added.
     error: Option<Error>,
 }
 
 struct Op {
-    keyspace: Keyspace,
+    /// Its place among the batch's keyspaces.
+    keyspace: usize,
     kind: Kind,
 }
 
+/// Keys and values by their place in the batch's content.
 enum Kind {
-    Put { key: Vec<u8>, value: Slice, expire_at: u64 },
-    Remove { key: Vec<u8> },
+    Put { key: Range<usize>, value: Range<usize>, expire_at: u64 },
+    Remove { key: Range<usize> },
     DeleteRange(Bounds),
 }
 
@@ -52,7 +57,14 @@ const OP_BYTES: u64 = 16;
 
 impl WriteBatch {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, ops: Vec::new(), bytes: 0, error: None }
+        Self {
+            engine,
+            keyspaces: Vec::new(),
+            ops: Vec::new(),
+            content: Vec::new(),
+            bytes: 0,
+            error: None,
+        }
     }
 
     /// Puts `value` under `key`.
@@ -78,7 +90,9 @@ impl WriteBatch {
         }
         let Some(key) = self.key(keyspace, key) else { return };
         let expire_at = options.resolve(self.engine.tree().clock());
-        self.push(keyspace, value.len(), Kind::Put { key, value: Slice::new(value), expire_at });
+        self.content.extend_from_slice(value);
+        let value = key.end..self.content.len();
+        self.push(keyspace, value.len(), Kind::Put { key, value, expire_at });
     }
 
     /// Removes `key`, if it is there.
@@ -112,28 +126,90 @@ impl WriteBatch {
     /// Forgets all operations.
     pub fn clear(&mut self) {
         (self.bytes, self.error) = (0, None);
+        self.keyspaces.clear();
         self.ops.clear();
+        self.content.clear();
     }
 
-    fn key(&mut self, keyspace: &Keyspace, key: &[u8]) -> Option<Vec<u8>> {
+    fn key(&mut self, keyspace: &Keyspace, key: &[u8]) -> Option<Range<usize>> {
         if key.len() > crate::MAX_KEY_LEN {
             self.error.get_or_insert(Error::KeyTooLarge { len: key.len() });
             return None;
         }
         self.bytes += key.len() as u64;
-        Some(keys::internal(keyspace.id(), key))
+        let start = self.content.len();
+        self.content.extend_from_slice(&keyspace.id().to_be_bytes());
+        self.content.extend_from_slice(key);
+        Some(start..self.content.len())
     }
 
     fn push(&mut self, keyspace: &Keyspace, len: usize, kind: Kind) {
         assert!(keyspace.is_of(&self.engine), "a keyspace of another database in a batch");
         self.bytes += OP_BYTES + len as u64;
-        self.ops.push(Op { keyspace: keyspace.clone(), kind });
+        if self.keyspaces.last().is_none_or(|last| last.id() != keyspace.id()) {
+            self.keyspaces.push(keyspace.clone());
+        }
+        self.ops.push(Op { keyspace: self.keyspaces.len() - 1, kind });
+    }
+
+    /// What the operations come to: one effect a key, and the ranges that are removed apart from those keys.
+    fn changes(&self) -> Result<Changes<'_>> {
+        let mut points: Vec<(usize, &[u8])> = Vec::new();
+        let mut ranges: Vec<(usize, &Bounds)> = Vec::new();
+        for (at, op) in self.ops.iter().enumerate() {
+            match &op.kind {
+                Kind::Put { key, .. } | Kind::Remove { key } => {
+                    points.push((at, &self.content[key.clone()]));
+                }
+                Kind::DeleteRange(bounds) => ranges.push((at, bounds)),
+            }
+        }
+        // Of each key the last operation counts: equal keys come in order of age, and the last is kept.
+        points.sort_by(|a, b| a.1.cmp(b.1).then(a.0.cmp(&b.0)));
+        let mut last: Vec<(usize, &[u8])> = Vec::with_capacity(points.len());
+        for point in points {
+            match last.last_mut() {
+                Some(previous) if previous.1 == point.1 => *previous = point,
+                _ => last.push(point),
+            }
+        }
+        // A range removes what was put before it.
+        let mut is_gone = vec![false; last.len()];
+        for (at, bounds) in &ranges {
+            let start = last.partition_point(|(_, key)| *key < &bounds.low[..]);
+            for (gone, (point, key)) in is_gone[start..].iter_mut().zip(&last[start..]) {
+                if bounds.high.as_deref().is_some_and(|high| *key >= high) {
+                    break;
+                }
+                *gone |= point < at;
+            }
+        }
+        let mut changes = Changes::default();
+        for ((at, key), gone) in last.into_iter().zip(is_gone) {
+            let op = &self.ops[at];
+            let put = match &op.kind {
+                _ if gone => continue,
+                Kind::Put { value, expire_at, .. } => {
+                    Some(new_value(self.engine.tree(), &self.content[value.clone()], *expire_at)?)
+                }
+                _ => None,
+            };
+            let slot = self.keyspace_of(at).slot();
+            changes.ops.push(BatchOp { slot, key, prefix_len: keys::PREFIX_LEN, put });
+        }
+        changes.ranges = union(ranges.iter().map(|(at, bounds)| (self.keyspace_of(*at), *bounds)));
+        Ok(changes)
+    }
+
+    fn keyspace_of(&self, op: usize) -> &Keyspace {
+        &self.keyspaces[self.ops[op].keyspace]
     }
 
     /// Commits all operations as one batch and returns its position: that of the last batch before if this
     /// one is empty.
     ///
-    /// Readers and stills see all of it or nothing. Cost: a sort, then one new page for each leaf it touches.
+    /// Readers and stills see all of it or nothing. Cost: a sort, then about that of the single writes, less what
+    /// memory need not be waited for; all leaves it touches are latched together for that time.
     ///
     /// # Errors
     /// What was wrong with the first bad operation, [`Error::BatchTooLarge`], [`Error::MemoryLimit`],
@@ -146,57 +222,11 @@ impl WriteBatch {
             return Err(Error::BatchTooLarge { bytes: self.bytes });
         }
         let tree = self.engine.tree();
-        let changes = effects(&self.ops, tree)?;
+        let changes = self.changes()?;
         let (position, _) = tree.write_batch(&changes)?;
         self.engine.after_write();
         Ok(position.unwrap_or_else(|| tree.commit.position()))
     }
-}
-
-/// What the operations come to: one effect a key, and the ranges that are removed apart from those keys.
-fn effects<'a>(ops: &'a [Op], tree: &crate::tree::Tree) -> Result<Changes<'a>> {
-    let mut points: Vec<(usize, &[u8])> = Vec::new();
-    let mut ranges: Vec<(usize, &Bounds)> = Vec::new();
-    for (at, op) in ops.iter().enumerate() {
-        match &op.kind {
-            Kind::Put { key, .. } | Kind::Remove { key } => points.push((at, key)),
-            Kind::DeleteRange(bounds) => ranges.push((at, bounds)),
-        }
-    }
-    // Of each key the last operation counts: equal keys come in order of age, and the last is kept.
-    points.sort_by(|a, b| a.1.cmp(b.1).then(a.0.cmp(&b.0)));
-    let mut last: Vec<(usize, &[u8])> = Vec::with_capacity(points.len());
-    for point in points {
-        match last.last_mut() {
-            Some(previous) if previous.1 == point.1 => *previous = point,
-            _ => last.push(point),
-        }
-    }
-    // A range removes what was put before it.
-    let mut is_gone = vec![false; last.len()];
-    for (at, bounds) in &ranges {
-        let start = last.partition_point(|(_, key)| *key < &bounds.low[..]);
-        for (gone, (point, key)) in is_gone[start..].iter_mut().zip(&last[start..]) {
-            if bounds.high.as_deref().is_some_and(|high| *key >= high) {
-                break;
-            }
-            *gone |= point < at;
-        }
-    }
-    let mut changes = Changes::default();
-    for ((at, _), gone) in last.into_iter().zip(is_gone) {
-        let op = &ops[at];
-        let (key, put) = match &op.kind {
-            _ if gone => continue,
-            Kind::Put { key, value, expire_at } => (key, Some(new_value(tree, value, *expire_at)?)),
-            Kind::Remove { key } => (key, None),
-            Kind::DeleteRange(_) => continue,
-        };
-        let slot = op.keyspace.slot();
-        changes.ops.push(BatchOp { slot, key: key.clone(), prefix_len: keys::PREFIX_LEN, put });
-    }
-    changes.ranges = union(ranges.iter().map(|(at, bounds)| (&ops[*at].keyspace, *bounds)));
-    Ok(changes)
 }
 
 /// The ranges sorted, overlapping ones joined, empty ones left out.

@@ -281,12 +281,8 @@ impl Database {
         let mut catalogue = self.engine.catalogue.lock();
         let Some(&(id, slot)) = catalogue.names.get(name) else { return Ok(false) };
         let bounds = keys::all(id);
-        let remove = BatchOp {
-            slot: CATALOGUE,
-            key: keys::internal(CATALOGUE_ID, name.as_bytes()),
-            prefix_len: PREFIX_LEN,
-            put: None,
-        };
+        let key = keys::internal(CATALOGUE_ID, name.as_bytes());
+        let remove = BatchOp { slot: CATALOGUE, key: &key, prefix_len: PREFIX_LEN, put: None };
         let high = bounds.high.unwrap_or_else(|| vec![0xff; PREFIX_LEN + crate::MAX_KEY_LEN + 1]);
         let range = RangeDelete { slot, low: bounds.low, high, prefix_len: PREFIX_LEN };
         let changes = Changes { ops: vec![remove], ranges: vec![range], drops: Some(slot) };

@@ -1,6 +1,11 @@
-//! Many keys at once: all leaves are latched from left to right, their new pages built aside, one place in
-//! the order taken, and everything put in place before the first latch is released.
+//! Many keys at once: all leaves are latched from left to right, made ready, one place in the order taken, and
+//! everything applied before the first latch is released.
+//!
+//! A leaf whose page can take its part of the batch is changed in place. Where it can't, or a range removes
+//! entries, pages built aside take the place of its page; what they replace is kept whole if entries
+//! of it would outweigh it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
@@ -8,17 +13,26 @@ use crate::commit::{Delta, KeyspaceSlot, Prepared, Refused, Ticket};
 use crate::fingerprint;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
-use crate::tree::leaf::{Keep, Leaf, Whole, keep_in};
-use crate::tree::page::{DIED_PENDING, Entry, Page, Value, common_prefix};
-use crate::tree::write::{Garbage, Put, slack};
+use crate::sync::pin;
+use crate::tree::directory::LeafId;
+use crate::tree::leaf::{Leaf, Whole, mark_retained};
+use crate::tree::page::{Entry, Page, Place, common_prefix};
+use crate::tree::write::{Garbage, Put, cost_to_keep, slack};
 use crate::tree::{LatchMode, Tree, WriteLatch};
 
 /// What a batch makes of one key: `None` removes.
 pub(crate) struct BatchOp<'a> {
     pub(crate) slot: KeyspaceSlot,
-    pub(crate) key: Vec<u8>,
+    pub(crate) key: &'a [u8],
     pub(crate) prefix_len: usize,
     pub(crate) put: Option<Put<'a>>,
+}
+
+impl BatchOp<'_> {
+    /// Whether it changes anything, its key being at or belonging to `place`: removing what is not there doesn't.
+    fn changes_at(&self, place: Place) -> bool {
+        self.put.is_some() || place.is_ok()
+    }
 }
 
 /// Keys in `[low, high)` that a batch removes, apart from those it also puts.
@@ -38,14 +52,26 @@ pub(crate) struct Changes<'a> {
     pub(crate) drops: Option<KeyspaceSlot>,
 }
 
+/// Leaves, or keys, whose memory is brought towards the cache together.
+const GROUP: usize = 16;
+
 /// One leaf of a batch and what is to become of it.
 struct Planned<'a> {
     latch: WriteLatch<'a>,
+    /// Its part of the batch's operations.
+    ops: Range<usize>,
+    /// Entries of its page that ranges remove.
+    removed: Vec<usize>,
+    /// The pages that take the place of its own; none: that is changed in place.
     pages: Vec<Page>,
-    /// Keys whose content changes: those of entries here, or of operations. Numbers, since a range may remove
-    /// millions.
-    changed: Vec<Source>,
-    keep: Keep,
+    has_changes: bool,
+    fingerprint_change: u64,
+    /// Small leaves are noted once: when something makes them so.
+    shrinks: bool,
+    /// The newest cut's tick that something is kept for here, as planned; `None`: nothing is.
+    keeps_for: Option<u64>,
+    /// Whole pages that are kept instead of entries, and the first tick that the outgoing page serves.
+    keeps_whole: Option<(Vec<Whole>, u64)>,
 }
 
 /// Where an entry of a new page comes from.
@@ -80,10 +106,10 @@ impl Tree {
         changes: &Changes<'_>,
         garbage: &mut Garbage,
     ) -> Result<(Option<Position>, u64)> {
-        let latches = self.latch_all(changes);
         let mut deltas = Deltas::default();
-        let mut planned: Vec<Planned<'_>> =
-            latches.into_iter().map(|latch| self.plan_leaf(latch, changes, &mut deltas)).collect();
+        // Where the key of each operation is or belongs in its leaf's page.
+        let mut places = vec![Err(0); changes.ops.len()];
+        let mut planned = self.plan(changes, &mut places, &mut deltas);
         let removed = deltas.removed_by_ranges;
         if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 {
             return Ok((None, 0));
@@ -96,7 +122,7 @@ impl Tree {
             let is_quiet = !any && self.commit.newest_hint(0).is_none();
             let live = if is_quiet { Vec::new() } else { self.commit.live_cuts() };
             let first_mark = planned.first().map_or(0, |leaf| leaf.latch.passed_by);
-            for leaf in planned.iter_mut().filter(|_| !forgets) {
+            for leaf in planned.iter_mut().filter(|_| !forgets && !is_quiet) {
                 // Each leaf by its own mark.
                 let passed_by = match planted(Bug::BatchMarkOfFirst) {
                     true => first_mark,
@@ -104,17 +130,22 @@ impl Tree {
                 };
                 let cuts = live.iter().filter(|cut| cut.id != passed_by);
                 let cuts: Vec<u64> = cuts.map(|cut| cut.tick).collect();
-                match cuts.last() {
-                    _ if any => leaf.plan_keep(u64::MAX - 1, &cuts, &changes.ops),
-                    Some(&newest) => leaf.plan_keep(newest, &cuts, &changes.ops),
-                    None => {}
+                let newest = if any { Some(u64::MAX - 1) } else { cuts.last().copied() };
+                if let Some(newest) = newest {
+                    leaf.plan_keep(newest, &cuts, &changes.ops, &places, garbage);
                 }
             }
             let serves = if any { u64::MAX } else { live.last().map_or(0, |cut| cut.code()) };
             let prepared = Prepared { serves, passed_by: 0, listed: 0, drops: changes.drops };
             match self.commit.take(&deltas.by_slot, prepared) {
                 Ok(ticket) => break ticket,
-                Err(Refused::Error(error)) => return Err(error),
+                Err(Refused::Error(error)) => {
+                    for leaf in planned.iter_mut().filter(|leaf| leaf.keeps_for.is_some()) {
+                        let stamp = leaf.latch.stamp;
+                        self.settle_kept(&mut leaf.latch, None, stamp, garbage);
+                    }
+                    return Err(error);
+                }
                 // All leaves are latched: what is prepared for any cut serves whatever is taken meanwhile.
                 Err(Refused::NewCut) => any = true,
             }
@@ -127,14 +158,14 @@ impl Tree {
             let low = last.latch.live().low().to_vec();
             drop(std::mem::replace(&mut last.latch, self.stand_in()));
             last.latch = self.latch_write(&low);
+            let ops = last.ops.clone();
+            self.find_room(&mut last.latch, &changes.ops[ops.clone()], &mut places[ops]);
         }
-        for leaf in &mut planned {
-            if !leaf.changed.is_empty() {
-                self.apply_leaf(leaf, &ticket, garbage, &mut born);
-            }
+        for leaf in planned.iter_mut().filter(|leaf| leaf.has_changes) {
+            self.apply_leaf(leaf, &changes.ops, &places, &ticket, garbage, &mut born);
         }
         let position = ticket.done();
-        for leaf in &mut planned {
+        for leaf in planned.iter_mut().filter(|leaf| leaf.shrinks) {
             self.note_shrunk(&mut leaf.latch);
         }
         // All latches are released only now, when everything is applied.
@@ -143,18 +174,66 @@ impl Tree {
         Ok((Some(position), removed))
     }
 
-    /// Latches every leaf that holds a key of the batch or a part of its ranges, ascending.
+    /// Latches every leaf that holds a key of the batch or a part of its ranges, ascending, and plans what is to
+    /// become of each.
+    fn plan(
+        &self,
+        changes: &Changes<'_>,
+        places: &mut [Place],
+        deltas: &mut Deltas,
+    ) -> Vec<Planned<'_>> {
+        let mut planned = Vec::new();
+        let mut next = 0;
+        for latch in self.latch_all(changes) {
+            let page = latch.live();
+            let own = changes.ops[next..].iter().take_while(|op| page.below_high(op.key)).count();
+            planned.push(Planned::new(latch, next..next + own));
+            next += own;
+        }
+        for group in planned.chunks_mut(GROUP) {
+            group.iter().for_each(|leaf| leaf.prefetch(&changes.ops));
+            for leaf in group {
+                self.plan_leaf(leaf, changes, places, deltas);
+            }
+        }
+        planned
+    }
+
     fn latch_all(&self, changes: &Changes<'_>) -> Vec<WriteLatch<'_>> {
         let mut latches = Vec::new();
         let mut ranges = changes.ranges.iter().peekable();
-        for op in &changes.ops {
-            while let Some(range) = ranges.next_if(|range| *range.low <= *op.key) {
-                self.reach_through(&mut latches, range);
+        for group in changes.ops.chunks(GROUP) {
+            self.prefetch_leaves(&latches, group);
+            for op in group {
+                while let Some(range) = ranges.next_if(|range| *range.low <= *op.key) {
+                    self.reach_through(&mut latches, range);
+                }
+                self.reach(&mut latches, op.key);
             }
-            self.reach(&mut latches, &op.key);
         }
         ranges.for_each(|range| self.reach_through(&mut latches, range));
         latches
+    }
+
+    /// Brings the leaves of a group's keys towards the cache, those that are latched already apart.
+    fn prefetch_leaves(&self, latches: &[WriteLatch<'_>], group: &[BatchOp<'_>]) {
+        let guard = pin();
+        let covered =
+            |op: &&BatchOp<'_>| latches.last().is_some_and(|last| last.live().below_high(op.key));
+        let mut ids = [LeafId(0); GROUP];
+        let mut count = 0;
+        for op in group.iter().skip_while(covered) {
+            let id = self.directory.find(op.key, &guard).id;
+            if count == 0 || ids[count - 1] != id {
+                self.prefetch_latch(id);
+                ids[count] = id;
+                count += 1;
+            }
+        }
+        // One leaf alone is met at once.
+        for id in &ids[..if count > 1 { count } else { 0 }] {
+            self.prefetch_leaf(*id);
+        }
     }
 
     /// Latches the leaf that covers `key`, unless the last latched one does.
@@ -180,116 +259,73 @@ impl Tree {
         }
     }
 
-    /// Builds what the leaf's entries will be.
-    fn plan_leaf<'a>(
+    /// Finds the places of `ops` in the latched leaf's page and makes room for them there. `false`: it can't.
+    fn find_room(
         &self,
-        latch: WriteLatch<'a>,
-        changes: &Changes<'_>,
-        deltas: &mut Deltas,
-    ) -> Planned<'a> {
+        latch: &mut WriteLatch<'_>,
+        ops: &[BatchOp<'_>],
+        places: &mut [Place],
+    ) -> bool {
         let page = latch.live();
-        let first = changes.ops.partition_point(|op| *op.key < *page.low());
-        let own = changes.ops[first..].iter().take_while(|op| page.below_high(&op.key));
-        let ops = &changes.ops[first..first + own.count()];
-        let before = |range: &RangeDelete| *range.high <= *page.low();
-        let ranges = &changes.ranges[changes.ranges.partition_point(before)..];
-        let is_untouched = ranges.first().is_none_or(|range| !page.below_high(&range.low));
-        if is_untouched && ops.len() * 4 <= page.len() {
-            let old_sum = deltas.fingerprint();
-            if let Some((page, changed)) = self.patch(page, ops, first, deltas, old_sum) {
-                let pages = if changed.is_empty() { Vec::new() } else { vec![page] };
-                return Planned { latch, pages, changed, keep: Keep::Nothing };
+        let (mut need, mut more) = (0, 0);
+        for (op, place) in ops.iter().zip(places) {
+            *place = page.find(op.key);
+            match (&op.put, *place) {
+                (Some(put), Ok(at)) => need += page.replace_cost(at, op.key, &put.entry()),
+                (Some(put), Err(_)) => {
+                    need += page.cost(op.key, &put.entry());
+                    more += 1;
+                }
+                (None, _) => {}
             }
         }
-        let mut ranges = ranges.iter().peekable();
-        let mut sources = Vec::with_capacity(page.len() + ops.len());
-        let mut changed = Vec::new();
-        let (mut at, mut op) = (0, 0);
-        let mut key = Vec::new();
-        let old_sum = deltas.fingerprint();
-        while at < page.len() || op < ops.len() {
-            let order = match (at < page.len(), ops.get(op)) {
-                (true, Some(new)) => page.compare_key(at, &new.key),
-                (true, None) => std::cmp::Ordering::Less,
-                _ => std::cmp::Ordering::Greater,
-            };
-            let new = if order.is_ge() { ops.get(op) } else { None };
-            if order.is_le() {
-                page.key_into(at, &mut key);
-                while ranges.next_if(|range| *range.high <= *key).is_some() {}
-                let range = ranges.peek().filter(|range| *range.low <= *key);
-                let old = page.entry(at);
-                if let Some(new) = new {
-                    deltas.remove(new.slot, &key, new.prefix_len, &old);
-                } else if let Some(range) = range {
-                    deltas.remove(range.slot, &key, range.prefix_len, &old);
-                    deltas.removed_by_ranges += 1;
-                    changed.push(Source::Old(at));
-                } else {
-                    sources.push(Source::Old(at));
-                }
-            }
-            if let Some(new) = new {
-                // Removing what is not there changes nothing.
-                if new.put.is_some() || order.is_eq() {
-                    changed.push(Source::New(first + op));
-                }
-                if let Some(put) = &new.put {
-                    deltas.put(new.slot, &new.key, new.prefix_len, put);
-                    sources.push(Source::New(op));
-                }
-            }
-            at += usize::from(order.is_le());
-            op += usize::from(order.is_ge());
-        }
-        let change = deltas.fingerprint().wrapping_sub(old_sum);
-        let pages =
-            if changed.is_empty() { Vec::new() } else { self.build(page, ops, &sources, change) };
-        Planned { latch, pages, changed, keep: Keep::Nothing }
+        self.give_room(latch, need, more)
     }
 
-    /// For few operations in a leaf: its page copied whole and changed in place. `None`, and nothing done, if
-    /// the result would be too large for one leaf.
-    fn patch(
+    /// Plans what becomes of a leaf: its places, what that changes in the totals, its new pages if it needs any.
+    fn plan_leaf(
         &self,
-        page: &Page,
-        ops: &[BatchOp<'_>],
-        first: usize,
+        leaf: &mut Planned<'_>,
+        changes: &Changes<'_>,
+        places: &mut [Place],
         deltas: &mut Deltas,
-        old_sum: u64,
-    ) -> Option<(Page, Vec<Source>)> {
-        let entry_of = |op: &BatchOp<'_>| match &op.put {
-            Some(put) => page.cost(&op.key, &put.entry()),
-            None => 0,
-        };
-        let extra: usize = ops.iter().map(entry_of).sum();
-        let fits = page.used() + extra <= self.config.leaf_bytes
-            && page.len() + ops.len() <= self.config.leaf_entries;
-        if !fits {
-            return None;
+    ) {
+        let ops = &changes.ops[leaf.ops.clone()];
+        let places = &mut places[leaf.ops.clone()];
+        let page = leaf.latch.live();
+        let before = |range: &RangeDelete| *range.high <= *page.low();
+        let ranges = &changes.ranges[changes.ranges.partition_point(before)..];
+        let in_range = ranges.first().is_some_and(|range| page.below_high(&range.low));
+        let old_used = page.used();
+        let (old_sum, old_bytes) = (deltas.fingerprint, deltas.bytes);
+        let in_place = !in_range && self.find_room(&mut leaf.latch, ops, places);
+        let page = leaf.latch.live();
+        let mut removes = false;
+        if in_place {
+            for (op, &place) in ops.iter().zip(&*places) {
+                if let Ok(at) = place {
+                    deltas.remove(op.slot, op.key, op.prefix_len, &page.entry(at));
+                }
+                if let Some(put) = &op.put {
+                    deltas.put(op.slot, op.key, op.prefix_len, put);
+                }
+                leaf.has_changes |= op.changes_at(place);
+                removes |= op.put.is_none();
+            }
+        } else {
+            let sources = merge(page, ops, ranges, places, &mut leaf.removed, deltas);
+            let any = ops.iter().zip(&*places).any(|(op, &place)| op.changes_at(place));
+            leaf.has_changes = any || !leaf.removed.is_empty();
+            removes = true;
+            if leaf.has_changes {
+                let change = deltas.fingerprint.wrapping_sub(old_sum);
+                leaf.pages = self.build(page, ops, &sources, change);
+            }
         }
-        let mut copy = page.duplicate(extra);
-        let mut changed = Vec::with_capacity(ops.len());
-        for (number, op) in ops.iter().enumerate() {
-            let at = copy.find(&op.key);
-            if let Ok(at) = at {
-                deltas.remove(op.slot, &op.key, op.prefix_len, &copy.entry(at));
-            }
-            // What is replaced or removed lives on in the page that was copied.
-            match (at, &op.put) {
-                (Ok(at), Some(put)) => drop(copy.replace(at, &op.key, &put.entry())),
-                (Ok(at), None) => drop(copy.remove(at)),
-                (Err(at), Some(put)) => copy.insert(at, &op.key, &put.entry()),
-                // Removing what is not there changes nothing.
-                (Err(_), None) => continue,
-            }
-            if let Some(put) = &op.put {
-                deltas.put(op.slot, &op.key, op.prefix_len, put);
-            }
-            changed.push(Source::New(first + number));
-        }
-        copy.add_fingerprint(deltas.fingerprint().wrapping_sub(old_sum));
-        Some((copy, changed))
+        leaf.fingerprint_change = deltas.fingerprint.wrapping_sub(old_sum);
+        // As for a single write: of entries that shrink, those that make the leaf small.
+        let makes_small = deltas.bytes < old_bytes && old_used > self.config.leaf_bytes / 4;
+        leaf.shrinks = leaf.has_changes && (removes || makes_small);
     }
 
     /// The pages that hold `sources`, within the fences of `page`: one, or as many as a leaf's size asks for.
@@ -303,12 +339,15 @@ impl Tree {
         let cost = |source: &Source| match *source {
             Source::Old(at) => page.cost_at(at),
             Source::New(op) => {
-                page.cost(&ops[op].key, &ops[op].put.as_ref().expect("a new entry").entry())
+                page.cost(ops[op].key, &ops[op].put.as_ref().expect("a new entry").entry())
             }
         };
         let key_of = |source: &Source, key: &mut Vec<u8>| match *source {
             Source::Old(at) => page.key_into(at, key),
-            Source::New(op) => key.clone_from(&ops[op].key),
+            Source::New(op) => {
+                key.clear();
+                key.extend_from_slice(ops[op].key);
+            }
         };
         let costs: Vec<usize> = sources.iter().map(cost).collect();
         let total: usize = costs.iter().sum();
@@ -364,34 +403,62 @@ impl Tree {
         pages
     }
 
-    /// Puts a planned leaf's pages in place and keeps what they replace.
+    /// Keeps what the changes of a planned leaf replace, and makes them.
     fn apply_leaf<'a>(
         &'a self,
         leaf: &mut Planned<'a>,
+        ops: &[BatchOp<'_>],
+        places: &[Place],
         ticket: &Ticket<'_>,
         garbage: &mut Garbage,
         born: &mut Vec<WriteLatch<'a>>,
     ) {
-        let latch = &mut leaf.latch;
-        let mut keep = std::mem::replace(&mut leaf.keep, Keep::Nothing);
-        if ticket.newest.is_none() {
-            garbage.pages.extend(keep.into_pages());
-            keep = Keep::Nothing;
+        // Nobody needs anything kept for cuts that were dropped meanwhile.
+        let newest = ticket.newest.and_then(|newest| Some(leaf.keeps_for?.min(newest)));
+        if let Some(newest) = newest
+            && leaf.keeps_whole.is_none()
+        {
+            leaf.each_change(ops, places, |latch, key, place| {
+                if latch.must_keep(key, newest) {
+                    latch.keep_entry(key, place, ticket.tick);
+                }
+            });
         }
-        let keeps = !matches!(keep, Keep::Nothing);
-        let mut outgoing_born = None;
-        match keep {
-            Keep::Nothing => {}
-            Keep::Entries(mut entries) => {
-                entries.settle_died(ticket.tick);
-                garbage.pages.extend(latch.keep_entries(entries));
-            }
-            Keep::Whole { older, born } => {
-                garbage.pages.extend(latch.keep_whole(older));
-                outgoing_born = born;
+        let old_stamp = std::mem::replace(&mut leaf.latch.stamp, ticket.position.seq);
+        let born_before = born.len();
+        if leaf.pages.is_empty() {
+            leaf.change_page(ops, places, garbage);
+        } else {
+            self.replace_page(leaf, newest.is_some(), ticket, garbage, born);
+        }
+        if leaf.keeps_for.is_some() {
+            let cut = ticket.cut.as_deref();
+            for latch in std::iter::once(&mut leaf.latch).chain(&mut born[born_before..]) {
+                self.settle_kept(latch, cut, old_stamp, garbage);
             }
         }
+    }
+
+    /// Puts a leaf's new pages in the place of its own: the first there, the others in leaves born latched.
+    fn replace_page<'a>(
+        &'a self,
+        leaf: &mut Planned<'a>,
+        keeps: bool,
+        ticket: &Ticket<'_>,
+        garbage: &mut Garbage,
+        born: &mut Vec<WriteLatch<'a>>,
+    ) {
         let pages = std::mem::take(&mut leaf.pages);
+        let mut outgoing_born = None;
+        if let Some((older, from)) = leaf.keeps_whole.take() {
+            if keeps {
+                garbage.pages.extend(leaf.latch.keep_whole(older));
+                outgoing_born = Some(from);
+            } else {
+                garbage.take_whole(older);
+            }
+        }
+        let latch = &mut leaf.latch;
         let low = latch.live().low().to_vec();
         // What is kept is divided from the right, each time for all that is left of the fence.
         let mut right_kept = Vec::new();
@@ -399,7 +466,7 @@ impl Tree {
             right_kept.push(latch.split_kept(&low, page.low(), page.high()));
         }
         let mut pages = pages.into_iter();
-        let first = pages.next().expect("a changed leaf has a page at least");
+        let first = pages.next().expect("a leaf with new pages");
         let mut outgoing = latch.page.replace(first).expect("latched alive");
         let mut outgoing_whole = None;
         match outgoing_born {
@@ -412,7 +479,6 @@ impl Tree {
             }
             None => garbage.pages.push(outgoing),
         }
-        let old_stamp = std::mem::replace(&mut latch.stamp, ticket.position.seq);
         let mut next = latch.next;
         let mut rest: Vec<Page> = pages.collect();
         let mut latches = Vec::with_capacity(rest.len());
@@ -445,78 +511,175 @@ impl Tree {
             latches.push(right);
         }
         latch.next = next;
-        if keeps {
-            let cut = ticket.cut.as_deref();
-            for latch in std::iter::once(&mut *latch).chain(&mut latches) {
-                self.settle_kept(latch, cut, old_stamp, garbage);
-            }
-        }
         born.extend(latches);
     }
 }
 
-impl Planned<'_> {
-    /// Plans what to keep, `newest` being the newest live cut's tick and `cuts` all live ones'.
-    fn plan_keep(&mut self, newest: u64, cuts: &[u64], ops: &[BatchOp<'_>]) {
-        let Self { latch, changed, keep, .. } = self;
-        *keep = Keep::Nothing;
-        let page = latch.live();
-        let key_of = |source: &Source| match *source {
-            Source::New(op) => ops[op].key.clone(),
-            Source::Old(at) => {
-                let mut key = Vec::new();
-                page.key_into(at, &mut key);
-                key
+impl<'a> Planned<'a> {
+    fn new(latch: WriteLatch<'a>, ops: Range<usize>) -> Self {
+        Self {
+            latch,
+            ops,
+            removed: Vec::new(),
+            pages: Vec::new(),
+            has_changes: false,
+            fingerprint_change: 0,
+            shrinks: false,
+            keeps_for: None,
+            keeps_whole: None,
+        }
+    }
+
+    /// Brings what planning will look at next towards the cache.
+    fn prefetch(&self, ops: &[BatchOp<'_>]) {
+        let page = self.latch.live();
+        ops[self.ops.clone()].iter().for_each(|op| page.prefetch_key(op.key));
+        page.prefetch_free();
+        self.latch.prefetch_kept();
+    }
+
+    /// Shows each key whose content changes, and where it is or belongs in the leaf's page.
+    fn each_change(
+        &mut self,
+        ops: &[BatchOp<'_>],
+        places: &[Place],
+        mut show: impl FnMut(&mut Leaf, &[u8], Place),
+    ) {
+        for number in self.ops.clone() {
+            let (op, place) = (&ops[number], places[number]);
+            if op.changes_at(place) {
+                show(&mut self.latch, op.key, place);
             }
+        }
+        let mut key = Vec::new();
+        for &at in &self.removed {
+            self.latch.live().key_into(at, &mut key);
+            show(&mut self.latch, &key, Ok(at));
+        }
+    }
+
+    /// Plans what to keep, `newest` being the newest cut's tick that is to be served, `cuts` the live ones'.
+    fn plan_keep(
+        &mut self,
+        newest: u64,
+        cuts: &[u64],
+        ops: &[BatchOp<'_>],
+        places: &[Place],
+        garbage: &mut Garbage,
+    ) {
+        let count = |leaf: &mut Self| {
+            let mut bytes = 0;
+            leaf.each_change(ops, places, |latch, key, place| {
+                if latch.must_keep(key, newest) {
+                    bytes += cost_to_keep(latch.live(), key, place);
+                }
+            });
+            bytes
         };
-        let keys = changed.iter().map(key_of);
-        let needed: Vec<Vec<u8>> = keys.filter(|key| latch.must_keep(key, newest)).collect();
-        if needed.is_empty() {
+        let mut bytes = count(self);
+        if bytes == 0 {
             return;
         }
-        let old_entry = |key: &[u8]| match page.find(key) {
-            Ok(at) => Entry { died: DIED_PENDING, ..page.entry(at) },
-            Err(_) => Entry { value: Value::Absent, expire_at: 0, died: DIED_PENDING },
-        };
-        let bytes: usize = needed.iter().map(|key| page.cost(key, &old_entry(key))).sum();
-        if latch.would_outweigh(bytes) {
-            let (older, present_from) = latch.whole_pages(cuts);
-            // A cut taken from now on is served by the outgoing page too.
-            let later = || Some(cuts.last().map_or(0, |tick| tick + 1));
-            *keep = Keep::Whole { older, born: present_from.or_else(later) };
-            return;
+        self.keeps_for = Some(newest);
+        if let Some((pages, _)) = self.keeps_whole.take() {
+            // Planned before another cut came.
+            garbage.take_whole(pages);
         }
-        let kept = latch.kept.as_ref().and_then(|kept| kept.entries.as_ref());
-        let room = bytes + kept.map_or(0, Page::used);
-        let mut entries = Page::new(&page.arena(), page.low(), page.high(), room);
-        entries.retain();
-        if let Some(kept) = kept {
-            entries.append(kept);
+        if self.latch.would_outweigh(bytes) {
+            if !self.pages.is_empty() {
+                let (older, present_from) = self.latch.whole_pages(cuts);
+                // A cut taken from now on is served by the outgoing page too.
+                let later = || cuts.last().map_or(0, |tick| tick + 1);
+                self.keeps_whole = Some((older, present_from.unwrap_or_else(later)));
+                return;
+            }
+            garbage.pages.extend(self.latch.keep_whole_copies(cuts));
+            bytes = count(self);
         }
-        for key in needed {
-            keep_in(&mut entries, page, &key, page.find(&key), DIED_PENDING);
+        if bytes > 0 {
+            self.latch.make_room_to_keep(bytes);
         }
-        *keep = Keep::Entries(entries);
+    }
+
+    /// Changes the leaf's own page, which has room for it.
+    fn change_page(&mut self, ops: &[BatchOp<'_>], places: &[Place], garbage: &mut Garbage) {
+        let leaf = &mut *self.latch;
+        // From the right, so that the places further left stay right.
+        for number in self.ops.clone().rev() {
+            let op = &ops[number];
+            let page = leaf.live_mut();
+            let trash = match (places[number], &op.put) {
+                (Ok(at), Some(put)) => page.replace(at, op.key, &put.entry()),
+                (Ok(at), None) => page.remove(at),
+                (Err(at), Some(put)) => {
+                    page.insert(at, op.key, &put.entry());
+                    None
+                }
+                (Err(_), None) => None,
+            };
+            mark_retained(&trash, leaf);
+            garbage.larges.extend(trash);
+        }
+        leaf.live_mut().add_fingerprint(self.fingerprint_change);
     }
 }
 
-impl Keep {
-    /// The pages of a plan that is not carried out.
-    fn into_pages(self) -> Vec<Page> {
-        match self {
-            Keep::Nothing => Vec::new(),
-            Keep::Entries(page) => vec![page],
-            Keep::Whole { older, .. } => {
-                older.into_iter().filter_map(|whole| Arc::into_inner(whole.page)).collect()
+/// What a leaf's entries will be, by where they come from: those of `page` and of `ops`, without what the
+/// `ranges` remove, whose numbers `removed` gets. `places` get those of the operations' keys.
+fn merge(
+    page: &Page,
+    ops: &[BatchOp<'_>],
+    ranges: &[RangeDelete],
+    places: &mut [Place],
+    removed: &mut Vec<usize>,
+    deltas: &mut Deltas,
+) -> Vec<Source> {
+    let mut ranges = ranges.iter().peekable();
+    let mut sources = Vec::with_capacity(page.len() + ops.len());
+    let (mut at, mut op) = (0, 0);
+    let mut key = Vec::new();
+    while at < page.len() || op < ops.len() {
+        let order = match (at < page.len(), ops.get(op)) {
+            (true, Some(new)) => page.compare_key(at, new.key),
+            (true, None) => std::cmp::Ordering::Less,
+            _ => std::cmp::Ordering::Greater,
+        };
+        let new = if order.is_ge() { ops.get(op) } else { None };
+        if order.is_le() {
+            page.key_into(at, &mut key);
+            while ranges.next_if(|range| *range.high <= *key).is_some() {}
+            let range = ranges.peek().filter(|range| *range.low <= *key);
+            let old = page.entry(at);
+            if let Some(new) = new {
+                deltas.remove(new.slot, &key, new.prefix_len, &old);
+            } else if let Some(range) = range {
+                deltas.remove(range.slot, &key, range.prefix_len, &old);
+                deltas.removed_by_ranges += 1;
+                removed.push(at);
+            } else {
+                sources.push(Source::Old(at));
             }
         }
+        if let Some(new) = new {
+            places[op] = if order.is_eq() { Ok(at) } else { Err(at) };
+            if let Some(put) = &new.put {
+                deltas.put(new.slot, new.key, new.prefix_len, put);
+                sources.push(Source::New(op));
+            }
+        }
+        at += usize::from(order.is_le());
+        op += usize::from(order.is_ge());
     }
+    sources
 }
 
 /// What a batch changes in the totals of the keyspaces it touches.
 #[derive(Default)]
 struct Deltas {
     by_slot: Vec<(KeyspaceSlot, Delta)>,
+    /// Of all keyspaces together, as are the bytes.
+    fingerprint: u64,
+    bytes: i64,
     removed_by_ranges: u64,
 }
 
@@ -534,22 +697,22 @@ impl Deltas {
 
     fn remove(&mut self, slot: KeyspaceSlot, key: &[u8], prefix_len: usize, old: &Entry<'_>) {
         let own = fingerprint::entry(key, old.value.hash(), old.expire_at);
-        let delta = self.of(slot);
-        delta.records -= 1;
-        delta.bytes -= (key.len() - prefix_len + old.value.len()).cast_signed() as i64;
-        delta.fingerprint = delta.fingerprint.wrapping_sub(own);
+        self.add(slot, -1, key.len() - prefix_len + old.value.len(), 0u64.wrapping_sub(own));
     }
 
     fn put(&mut self, slot: KeyspaceSlot, key: &[u8], prefix_len: usize, put: &Put<'_>) {
         let own = fingerprint::entry(key, put.hash, put.expire_at);
-        let delta = self.of(slot);
-        delta.records += 1;
-        delta.bytes += (key.len() - prefix_len + put.entry().value.len()).cast_signed() as i64;
-        delta.fingerprint = delta.fingerprint.wrapping_add(own);
+        self.add(slot, 1, key.len() - prefix_len + put.entry().value.len(), own);
     }
 
-    /// Of all keyspaces together.
-    fn fingerprint(&self) -> u64 {
-        self.by_slot.iter().fold(0, |sum, (_, delta)| sum.wrapping_add(delta.fingerprint))
+    /// Counts `records` entries of `len` bytes each.
+    fn add(&mut self, slot: KeyspaceSlot, records: i64, len: usize, fingerprint: u64) {
+        let bytes = records * len.cast_signed() as i64;
+        let delta = self.of(slot);
+        delta.records += records;
+        delta.bytes += bytes;
+        delta.fingerprint = delta.fingerprint.wrapping_add(fingerprint);
+        self.bytes += bytes;
+        self.fingerprint = self.fingerprint.wrapping_add(fingerprint);
     }
 }

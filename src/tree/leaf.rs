@@ -19,7 +19,7 @@ use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::sync::RwLock;
 use crate::tree::directory::LeafId;
-use crate::tree::page::{Entry, Page, Trash, Value};
+use crate::tree::page::{Entry, Page, Place, Trash, Value};
 
 /// A leaf's latch, alone in its cache line with what every reader needs.
 #[repr(align(64))]
@@ -60,18 +60,6 @@ pub(crate) struct Whole {
     pub(crate) born: u64,
     pub(crate) died: u64,
     pub(crate) page: Arc<Page>,
-}
-
-/// What a batch does for the stills before it replaces a leaf's entries.
-pub(crate) enum Keep {
-    Nothing,
-    /// A page of kept entries that takes the place of the present one, new ones pending.
-    Entries(Page),
-    /// These whole pages, and the outgoing page itself for the cuts from `born` on.
-    Whole {
-        older: Vec<Whole>,
-        born: Option<u64>,
-    },
 }
 
 impl Kept {
@@ -153,12 +141,7 @@ impl Leaf {
     }
 
     /// Keeps what the key has now (or that it has nothing) as having died at `died`; there is room.
-    pub(crate) fn keep_entry(
-        &mut self,
-        key: &[u8],
-        at: std::result::Result<usize, usize>,
-        died: u64,
-    ) {
+    pub(crate) fn keep_entry(&mut self, key: &[u8], at: Place, died: u64) {
         let Self { page, kept, .. } = self;
         let page = page.as_ref().expect("our bug: a dead leaf is used");
         let kept = kept.as_mut().and_then(|kept| kept.entries.as_mut());
@@ -204,16 +187,23 @@ impl Leaf {
         (older, present_from)
     }
 
-    /// Puts a page of kept entries in place; the former one is handed back to be dropped.
-    pub(crate) fn keep_entries(&mut self, entries: Page) -> Option<Page> {
-        self.kept.get_or_insert_default().entries.replace(entries)
-    }
-
     /// Puts whole pages in the place of the kept entries, which are handed back to be dropped.
     pub(crate) fn keep_whole(&mut self, pages: Vec<Whole>) -> Option<Page> {
         let kept = self.kept.get_or_insert_default();
         kept.whole.extend(pages);
         kept.entries.take()
+    }
+
+    /// Puts whole pages in the place of the kept entries: one for each content that a cut in `cuts` (ticks,
+    /// ascending) is in need of, the present one among them. The kept entries are handed back to be dropped.
+    pub(crate) fn keep_whole_copies(&mut self, cuts: &[u64]) -> Option<Page> {
+        let (mut pages, present_from) = self.whole_pages(cuts);
+        if let (Some(born), Some(&last)) = (present_from, cuts.last()) {
+            let mut page = self.live().duplicate(0);
+            page.retain();
+            pages.push(Whole { born, died: last + 1, page: Arc::new(page) });
+        }
+        self.keep_whole(pages)
     }
 
     /// Copies the content at the cut of `tick` from `from` on into `out`.
@@ -423,13 +413,7 @@ fn last_of(entries: &Page, first: usize, key: &[u8]) -> usize {
 }
 
 /// Adds to `kept` what `page` has at `key`, as having died at `died`.
-pub(crate) fn keep_in(
-    kept: &mut Page,
-    page: &Page,
-    key: &[u8],
-    at: std::result::Result<usize, usize>,
-    died: u64,
-) {
+pub(crate) fn keep_in(kept: &mut Page, page: &Page, key: &[u8], at: Place, died: u64) {
     let old = match at {
         Ok(at) => Entry { died, ..page.entry(at) },
         Err(_) => Entry { value: Value::Absent, expire_at: 0, died },

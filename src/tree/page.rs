@@ -63,9 +63,6 @@ const WIDE_VALUE: u8 = 1 << 5;
 /// The length of the key does not fit the slot.
 const LONG_KEY: u8 = u8::MAX;
 
-/// A page whose entries died at no tick yet: patched by [`Page::settle_died`].
-pub(crate) const DIED_PENDING: u64 = u64::MAX;
-
 #[repr(C)]
 struct Header {
     arena: *const Arena,
@@ -189,6 +186,9 @@ impl Entry<'_> {
         matches!(self.value, Value::Absent)
     }
 }
+
+/// Where a key's entry is (`Ok`), or would belong if there were one.
+pub(crate) type Place = std::result::Result<usize, usize>;
 
 /// What a removed or replaced entry owned: to be dropped once no latch is held.
 pub(crate) type Trash = Option<Arc<LargeBytes>>;
@@ -549,7 +549,7 @@ impl Page {
     /// Where `key` is, or where it would be inserted. Of several entries of one key, the first.
     ///
     /// `key` lies within the fences.
-    pub(crate) fn find(&self, key: &[u8]) -> std::result::Result<usize, usize> {
+    pub(crate) fn find(&self, key: &[u8]) -> Place {
         debug_assert!(self.low() <= key && self.below_high(key));
         let suffix = &key[self.prefix_len()..];
         let head = u64::from(head_of(suffix));
@@ -853,25 +853,22 @@ impl Page {
         header.fingerprint = 0;
     }
 
-    /// Gives every entry that died at [`DIED_PENDING`] its tick.
-    pub(crate) fn settle_died(&mut self, tick: u64) {
-        for at in 0..self.len() {
-            let slot = self.slots()[at];
-            if flags_of(slot) & HAS_DIED != 0 {
-                let parts = self.parts(slot);
-                if self.read_u64(parts.died) == DIED_PENDING {
-                    self.write(parts.died, &tick.to_le_bytes());
-                }
-            }
-        }
-    }
-
     /// Brings the free room that the next entry will take towards the cache.
     #[inline]
     pub(crate) fn prefetch_free(&self) {
         let heap = self.header().heap as usize;
         for line in 1..=2 {
             prefetch(self.start.as_ptr().cast::<u8>().wrapping_add(heap).wrapping_sub(64 * line));
+        }
+    }
+
+    /// Brings the entry of `key`, if it has one, towards the cache.
+    pub(crate) fn prefetch_key(&self, key: &[u8]) {
+        let head = u64::from(head_of(&key[self.prefix_len()..]));
+        let slots = self.slots();
+        match slots.get(lower_bound(slots, head << 32)) {
+            Some(&slot) if slot >> 32 == head => self.prefetch_entry(slot),
+            _ => {}
         }
     }
 

@@ -12,8 +12,11 @@ use crate::position::{Position, Seq};
 use crate::slice::{LargeBytes, Slice};
 use crate::tree::leaf::{Whole, mark_retained};
 use crate::tree::page::{
-    AREA_MAX, Entry, INLINE_VALUE_MAX, Large, Page, Trash, Value, common_prefix,
+    AREA_MAX, Entry, INLINE_VALUE_MAX, Large, Page, Place, Trash, Value, common_prefix,
 };
+
+use crate::tree::{LatchMode, Tree, WriteLatch};
+use crate::{Error, Result};
 
 /// What a write leaves to be freed once no latch is held.
 #[derive(Default)]
@@ -21,8 +24,13 @@ pub(crate) struct Garbage {
     pub(crate) larges: Vec<Arc<LargeBytes>>,
     pub(crate) pages: Vec<Page>,
 }
-use crate::tree::{LatchMode, Tree, WriteLatch};
-use crate::{Error, Result};
+
+impl Garbage {
+    /// Takes whole pages that nothing needs.
+    pub(crate) fn take_whole(&mut self, pages: Vec<Whole>) {
+        self.pages.extend(pages.into_iter().filter_map(|whole| Arc::into_inner(whole.page)));
+    }
+}
 
 /// A value on its way in, hashed before any latch is taken.
 pub(crate) struct Put<'a> {
@@ -163,7 +171,7 @@ impl Tree {
     fn check_growth(
         &self,
         latch: &WriteLatch<'_>,
-        at: std::result::Result<usize, usize>,
+        at: Place,
         key: &[u8],
         put: &Put<'_>,
     ) -> Result<()> {
@@ -200,7 +208,7 @@ impl Tree {
     pub(crate) fn change<'a>(
         &'a self,
         latch: &mut WriteLatch<'a>,
-        found: std::result::Result<usize, usize>,
+        found: Place,
         write: &PointWrite<'_>,
         garbage: &mut Garbage,
     ) -> Result<Position> {
@@ -285,12 +293,7 @@ impl Tree {
     }
 
     /// Whether a planted bug keeps nothing of the entry at `at`.
-    fn forgets(
-        &self,
-        page: &Page,
-        at: std::result::Result<usize, usize>,
-        new: &Option<Entry<'_>>,
-    ) -> bool {
+    fn forgets(&self, page: &Page, at: Place, new: &Option<Entry<'_>>) -> bool {
         let is_past = || at.is_ok_and(|at| !self.is_visible(&page.entry(at)));
         (planted(Bug::RemoveKeepsNothing) && new.is_none())
             || (planted(Bug::ExpiredKeepsNothing) && is_past())
@@ -306,28 +309,17 @@ impl Tree {
         &self,
         latch: &mut WriteLatch<'_>,
         key: &[u8],
-        at: std::result::Result<usize, usize>,
+        at: Place,
         newest: u64,
         garbage: &mut Garbage,
     ) -> bool {
         if !latch.must_keep(key, newest) {
             return false;
         }
-        let page = latch.live();
-        let old = match at {
-            Ok(at) => Entry { died: 1, ..page.entry(at) },
-            Err(_) => Entry { value: Value::Absent, expire_at: 0, died: 1 },
-        };
-        let bytes = page.cost(key, &old);
-        if newest < u64::MAX - 1 && latch.would_outweigh(bytes) {
+        let bytes = cost_to_keep(latch.live(), key, at);
+        if latch.would_outweigh(bytes) {
             let cuts = self.commit.live_ticks(latch.passed_by);
-            let (mut pages, present_from) = latch.whole_pages(&cuts);
-            if let (Some(born), Some(&last)) = (present_from, cuts.last()) {
-                let mut page = latch.live().duplicate(0);
-                page.retain();
-                pages.push(Whole { born, died: last + 1, page: Arc::new(page) });
-            }
-            garbage.pages.extend(latch.keep_whole(pages));
+            garbage.pages.extend(latch.keep_whole_copies(&cuts));
             if !latch.must_keep(key, newest) {
                 return true;
             }
@@ -371,48 +363,53 @@ impl Tree {
     fn make_room<'a>(
         &'a self,
         latch: &mut WriteLatch<'a>,
-        found: std::result::Result<usize, usize>,
+        found: Place,
         key: &[u8],
         new: Option<&Entry<'_>>,
-    ) -> std::result::Result<usize, usize> {
+    ) -> Place {
         let mut at = found;
         loop {
-            let page = latch.live_mut();
-            let need = match (new, at) {
-                (None, _) => 0,
-                (Some(new), Ok(at)) => page.replace_cost(at, key, new),
-                (Some(new), Err(_)) => page.cost(key, new),
+            let page = latch.live();
+            let (need, more) = match (new, at) {
+                (None, _) => (0, 0),
+                (Some(new), Ok(at)) => (page.replace_cost(at, key, new), 0),
+                (Some(new), Err(_)) => (page.cost(key, new), 1),
             };
-            let has_place = new.is_none() || at.is_ok() || page.len() < self.config.leaf_entries;
-            let used = page.used() + need;
-            let room = page.free() + page.garbage();
-            // What blocks and fences take besides is less than the quarter: a new page is never sparse again.
-            let is_sparse = room > need + used / 2 + page.cap() / 4 + 512;
-            if need <= page.free() && has_place && !is_sparse {
+            if self.give_room(latch, need, more) {
                 return at;
             }
-            // A leaf always has room for two entries of the largest size.
-            if (used <= self.config.leaf_bytes && has_place) || page.len() < 2 {
-                if !is_sparse && room >= need + slack(used) / 4 {
-                    page.compact();
-                } else {
-                    let page = latch.page.take().expect("latched alive");
-                    latch.page = Some(page.resized((used + slack(used)).min(AREA_MAX)));
-                }
-            } else {
-                self.split(latch, key, at);
-                at = latch.live().find(key);
-            }
+            self.split(latch, key, at);
+            at = latch.live().find(key);
         }
     }
 
+    /// Gives the leaf's page room for `need` bytes and `more` entries, or tells that only a split can.
+    pub(crate) fn give_room(&self, latch: &mut WriteLatch<'_>, need: usize, more: usize) -> bool {
+        let page = latch.live_mut();
+        let has_place = more == 0 || page.len() + more <= self.config.leaf_entries;
+        let used = page.used() + need;
+        let room = page.free() + page.garbage();
+        // What blocks and fences take besides is less than the quarter: a new page is never sparse again.
+        let is_sparse = room > need + used / 2 + page.cap() / 4 + 512;
+        if need <= page.free() && has_place && !is_sparse {
+            return true;
+        }
+        // A leaf always has room for two entries of the largest size.
+        let fits = has_place && used <= self.config.leaf_bytes;
+        if !fits && (page.len() >= 2 || more >= 2) {
+            return false;
+        }
+        if !is_sparse && room >= need + slack(used) / 4 {
+            page.compact();
+        } else {
+            let page = latch.page.take().expect("latched alive");
+            latch.page = Some(page.resized((used + slack(used)).min(AREA_MAX)));
+        }
+        true
+    }
+
     /// Splits the leaf, content unchanged, and goes on with the half that `key` lies in.
-    fn split<'a>(
-        &'a self,
-        latch: &mut WriteLatch<'a>,
-        key: &[u8],
-        at: std::result::Result<usize, usize>,
-    ) {
+    fn split<'a>(&'a self, latch: &mut WriteLatch<'a>, key: &[u8], at: Place) {
         let page = latch.live();
         // An ascending load leaves full leaves behind.
         let first_right = match at {
@@ -469,8 +466,17 @@ pub(crate) fn slack(used: usize) -> usize {
     used / 16 + 32
 }
 
+/// What keeping the entry at `at` takes, or that there is none under `key`.
+pub(crate) fn cost_to_keep(page: &Page, key: &[u8], at: Place) -> usize {
+    let old = match at {
+        Ok(at) => Entry { died: 1, ..page.entry(at) },
+        Err(_) => Entry { value: Value::Absent, expire_at: 0, died: 1 },
+    };
+    page.cost(key, &old)
+}
+
 /// What the write changes in its keyspace's totals.
-fn delta_of(page: &Page, at: std::result::Result<usize, usize>, write: &PointWrite<'_>) -> Delta {
+fn delta_of(page: &Page, at: Place, write: &PointWrite<'_>) -> Delta {
     let mut delta = Delta::default();
     let key_len = write.key.len() - write.prefix_len;
     let len = |entry: &Entry<'_>| (key_len + entry.value.len()).cast_signed() as i64;
