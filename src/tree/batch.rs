@@ -14,11 +14,11 @@ use crate::fingerprint;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
 use crate::sync::pin;
-use crate::tree::directory::LeafId;
+use crate::tree::directory::Found;
 use crate::tree::leaf::{Leaf, Whole, mark_retained};
 use crate::tree::page::{Entry, Page, Place, common_prefix};
 use crate::tree::write::{Garbage, Put, cost_to_keep, slack};
-use crate::tree::{LatchMode, Tree, WriteLatch};
+use crate::tree::{GROUP, LatchMode, Tree, WriteLatch};
 
 /// What a batch makes of one key: `None` removes.
 pub(crate) struct BatchOp<'a> {
@@ -51,9 +51,6 @@ pub(crate) struct Changes<'a> {
     /// The keyspace that ends with this batch.
     pub(crate) drops: Option<KeyspaceSlot>,
 }
-
-/// Leaves, or keys, whose memory is brought towards the cache together.
-const GROUP: usize = 16;
 
 /// One leaf of a batch and what is to become of it.
 struct Planned<'a> {
@@ -202,60 +199,54 @@ impl Tree {
     fn latch_all(&self, changes: &Changes<'_>) -> Vec<WriteLatch<'_>> {
         let mut latches = Vec::new();
         let mut ranges = changes.ranges.iter().peekable();
+        let guard = pin();
         for group in changes.ops.chunks(GROUP) {
-            self.prefetch_leaves(&latches, group);
-            for op in group {
+            let keys = group.iter().map(|op| op.key);
+            let covers = |last: &WriteLatch<'_>| last.live().below_high(group[group.len() - 1].key);
+            let found = match latches.last().is_some_and(covers) {
+                true => Vec::new(),
+                false => self.directory.find_many(keys, &guard),
+            };
+            self.prefetch_leaves(&found);
+            for (number, op) in group.iter().enumerate() {
                 while let Some(range) = ranges.next_if(|range| *range.low <= *op.key) {
                     self.reach_through(&mut latches, range);
                 }
-                self.reach(&mut latches, op.key);
+                self.reach(&mut latches, op.key, found.get(number));
             }
         }
         ranges.for_each(|range| self.reach_through(&mut latches, range));
         latches
     }
 
-    /// Brings the leaves of a group's keys towards the cache, those that are latched already apart.
-    fn prefetch_leaves(&self, latches: &[WriteLatch<'_>], group: &[BatchOp<'_>]) {
-        let guard = pin();
-        let covered =
-            |op: &&BatchOp<'_>| latches.last().is_some_and(|last| last.live().below_high(op.key));
-        let mut ids = [LeafId(0); GROUP];
-        let mut count = 0;
-        for op in group.iter().skip_while(covered) {
-            let id = self.directory.find(op.key, &guard).id;
-            if count == 0 || ids[count - 1] != id {
-                self.prefetch_latch(id);
-                ids[count] = id;
-                count += 1;
+    /// Latches the leaf that covers `key`, unless the last latched one does. `found` is what the directory said
+    /// of it since the caller was pinned.
+    fn reach<'a>(
+        &'a self,
+        latches: &mut Vec<WriteLatch<'a>>,
+        key: &[u8],
+        found: Option<&Found<'_>>,
+    ) {
+        let latch = match (latches.last(), found) {
+            (Some(last), _) if last.live().below_high(key) => return,
+            (Some(last), Some(found)) => self.latch_right_at(last, key, *found),
+            (Some(last), None) => self.latch_right_of(last, key),
+            (None, Some(found)) => {
+                self.walk(found.id, key).unwrap_or_else(|| self.latch_write(key))
             }
-        }
-        // One leaf alone is met at once.
-        for id in &ids[..if count > 1 { count } else { 0 }] {
-            self.prefetch_leaf(*id);
-        }
-    }
-
-    /// Latches the leaf that covers `key`, unless the last latched one does.
-    fn reach<'a>(&'a self, latches: &mut Vec<WriteLatch<'a>>, key: &[u8]) {
-        match latches.last() {
-            None => latches.push(self.latch_write(key)),
-            Some(last) if last.live().below_high(key) => {}
-            Some(last) => {
-                let next = self.latch_right_of(last, key);
-                latches.push(next);
-            }
-        }
+            (None, None) => self.latch_write(key),
+        };
+        latches.push(latch);
     }
 
     /// Latches all leaves of `range`. What an earlier key latched further right covers its start as well.
     fn reach_through<'a>(&'a self, latches: &mut Vec<WriteLatch<'a>>, range: &RangeDelete) {
-        self.reach(latches, &range.low);
+        self.reach(latches, &range.low, None);
         while let Some(high) = latches.last().and_then(|last| last.live().high())
             && *high < *range.high
         {
             let high = high.to_vec();
-            self.reach(latches, &high);
+            self.reach(latches, &high, None);
         }
     }
 

@@ -21,6 +21,8 @@
 
 #![expect(unsafe_code, reason = "epoch pointers; see `Unsafe` above")]
 
+use std::cmp::Ordering;
+use std::hint::select_unpredictable;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -266,14 +268,16 @@ impl Node {
         };
         let head = head_of(suffix);
         let heads = &self.heads[..self.count];
+        // Over all there is room for, what is not used being the highest: steps and their number are fixed.
         let mut rank = 0;
-        let mut len = heads.len();
-        while len > 1 {
-            let half = len / 2;
-            rank += usize::from(heads[rank + half - 1] <= head) * half;
-            len -= half;
+        let mut half = FANOUT / 2;
+        while half > 0 {
+            let is_below = self.heads[(rank + half - 1) % FANOUT] <= head;
+            rank = select_unpredictable(is_below, rank + half, rank);
+            half /= 2;
         }
-        rank += usize::from(len == 1 && heads[rank] <= head);
+        rank += usize::from(self.heads[rank % FANOUT] <= head);
+        rank = rank.min(self.count);
         if rank == 0 || heads[rank - 1] != head {
             return rank;
         }
@@ -300,6 +304,7 @@ impl Node {
 }
 
 /// An entry found: a leaf and its low fence.
+#[derive(Clone, Copy)]
 pub(crate) struct Found<'g> {
     node: &'g Node,
     at: usize,
@@ -312,12 +317,22 @@ impl Found<'_> {
         if let (0, Some(first)) = (self.at, &self.node.first) {
             return &**first >= bound;
         }
-        let separator = self.node.separator(self.at);
         match bound.strip_prefix(&*self.node.prefix) {
-            Some(suffix) => separator >= suffix,
+            // Separators lie elsewhere: mostly the head tells.
+            Some(suffix) => match self.node.heads[self.at].cmp(&head_of(suffix)) {
+                Ordering::Equal => self.node.separator(self.at) >= suffix,
+                order => order.is_gt(),
+            },
             None => &*self.node.prefix >= bound,
         }
     }
+}
+
+/// How far a search has come.
+enum Way<'g> {
+    /// To this node. With it the last node above that the way did not leave by its first child, and by which.
+    To(&'g Node, Option<(&'g Node, usize)>),
+    End(Found<'g>),
 }
 
 /// One node on a writer's way down.
@@ -371,32 +386,66 @@ impl Directory {
         self.search(fence, true, guard)
     }
 
+    /// As `find`, for each of `keys`: all wait for memory together.
+    pub(crate) fn find_many<'g, 'k>(
+        &self,
+        keys: impl Iterator<Item = &'k [u8]> + Clone,
+        guard: &'g Guard,
+    ) -> Vec<Found<'g>> {
+        let mut found = Vec::new();
+        let root = self.root.load(guard);
+        let mut ways: Vec<Way<'g>> = keys.clone().map(|_| Way::To(root, None)).collect();
+        while found.len() < ways.len() {
+            found.clear();
+            for (way, key) in ways.iter_mut().zip(keys.clone()) {
+                if let Way::To(node, low) = *way {
+                    *way = self.step(node, low, key, false, guard);
+                }
+                if let Way::End(end) = way {
+                    found.push(*end);
+                }
+            }
+        }
+        found
+    }
+
     fn search<'g>(&self, key: &[u8], strictly: bool, guard: &'g Guard) -> Found<'g> {
-        let mut node = self.root.load(guard);
-        let mut low: Option<(&'g Node, usize)> = None;
+        let mut way = Way::To(self.root.load(guard), None);
         loop {
-            let rank = node.rank(key, strictly);
-            let at = rank.saturating_sub(1);
-            match &node.children {
-                Children::Leaves(leaves) if rank > 0 => {
-                    return Found { node, at, id: leaves[at] };
+            match way {
+                Way::To(node, low) => way = self.step(node, low, key, strictly, guard),
+                Way::End(found) => return found,
+            }
+        }
+    }
+
+    /// One step down from `node`.
+    #[inline]
+    fn step<'g>(
+        &self,
+        node: &'g Node,
+        low: Option<(&'g Node, usize)>,
+        key: &[u8],
+        strictly: bool,
+        guard: &'g Guard,
+    ) -> Way<'g> {
+        let rank = node.rank(key, strictly);
+        let at = rank.saturating_sub(1);
+        match &node.children {
+            Children::Leaves(leaves) if rank > 0 => Way::End(Found { node, at, id: leaves[at] }),
+            Children::Leaves(_) => {
+                // The node's first entry was removed: take the entry before the node.
+                let (parent, at) = low.expect("the leftmost leaf is always in the directory");
+                Way::End(self.search(&parent.full_separator(at), true, guard))
+            }
+            Children::Nodes(nodes) => {
+                let low = if at > 0 { Some((node, at)) } else { low };
+                let node = nodes[at].load(guard);
+                // The heads and the numbers of leaves that follow them, all under way at once.
+                for line in 0..PREFETCH_LINES {
+                    prefetch(std::ptr::from_ref(node).cast::<u8>().wrapping_add(line * 64));
                 }
-                Children::Leaves(_) => {
-                    // The node's first entry was removed: take the entry before the node.
-                    let (parent, at) = low.expect("the leftmost leaf is always in the directory");
-                    let fence = parent.full_separator(at);
-                    return self.search(&fence, true, guard);
-                }
-                Children::Nodes(nodes) => {
-                    if at > 0 {
-                        low = Some((node, at));
-                    }
-                    node = nodes[at].load(guard);
-                    // The heads and the numbers of leaves that follow them, all under way at once.
-                    for line in 0..PREFETCH_LINES {
-                        prefetch(std::ptr::from_ref(node).cast::<u8>().wrapping_add(line * 64));
-                    }
-                }
+                Way::To(node, low)
             }
         }
     }

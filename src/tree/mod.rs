@@ -44,7 +44,7 @@ pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
 pub(crate) use write::{Condition, PointWrite, Written, new_value};
 
 use arena::Arena;
-use directory::{Directory, LeafId};
+use directory::{Directory, Found, LeafId};
 use leaf::Leaf;
 use page::Page;
 use reclaim::Reclaim;
@@ -61,6 +61,9 @@ pub(crate) struct Config {
     pub(crate) memory_limit: u64,
     pub(crate) clock: Arc<dyn Clock>,
 }
+
+/// Leaves, or keys, whose memory is brought towards the cache together.
+const GROUP: usize = 16;
 
 impl Config {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
@@ -202,12 +205,21 @@ impl Tree {
     /// The directory may be stale and must not lead left: what it says is used only if it lies right of what
     /// is held; else, and after a dead leaf, the way goes on from the leaf that is held.
     fn latch_right_of<'a, L: LatchMode<'a>>(&'a self, held: &Leaf, key: &[u8]) -> L {
+        let guard = pin();
+        self.latch_right_at(held, key, self.directory.find(key, &guard))
+    }
+
+    /// As `latch_right_of`, with what the directory said of the key since the caller was pinned.
+    fn latch_right_at<'a, L: LatchMode<'a>>(
+        &'a self,
+        held: &Leaf,
+        key: &[u8],
+        found: Found<'_>,
+    ) -> L {
         if planted(Bug::NextLeafLookedUp) {
             return self.latch(key);
         }
         let high = held.live().high().expect("something lies right of the held leaf");
-        let guard = pin();
-        let found = self.directory.find(key, &guard);
         if planted(Bug::NextLeafThroughDead)
             && found.low_is_at_least(high)
             && let Some(latch) = self.walk_past_dead(found.id, key)
@@ -243,6 +255,14 @@ impl Tree {
         {
             page.prefetch();
         }
+    }
+
+    /// As `prefetch_leaf`, of all these leaves, which the caller is about to latch.
+    fn prefetch_leaves(&self, found: &[Found<'_>]) {
+        let leaves = || found.chunk_by(|a, b| a.id == b.id).map(|same| same[0].id);
+        leaves().for_each(|id| self.prefetch_latch(id));
+        // The page's address needs the latch for a moment.
+        leaves().for_each(|id| self.prefetch_leaf(id));
     }
 
     /// As `latch_read`, with a leaf to try first. Whichever it is by now, its fences tell whether it is the one;
@@ -319,23 +339,13 @@ impl Tree {
         &self,
         keys: &[K],
     ) -> Result<Vec<Option<Slice>>> {
-        const GROUP: usize = 16;
         let mut values = Vec::with_capacity(keys.len());
         let guard = pin();
         for group in keys.chunks(GROUP) {
-            let mut ids = [LeafId(0); GROUP];
-            for (id, key) in ids.iter_mut().zip(group) {
-                *id = self.directory.find(key, &guard).id;
-                self.prefetch_latch(*id);
-            }
-            for id in &ids[..group.len()] {
-                // The page's address needs the latch for a moment; its lines are then under way.
-                if let Some(page) = &ReadLatch::latch(&self.slab, *id).page {
-                    page.prefetch();
-                }
-            }
-            for (id, key) in ids.iter().zip(group) {
-                let leaf = match self.walk::<ReadLatch<'_>>(*id, key) {
+            let found = self.directory.find_many(group.iter().map(|key| &**key), &guard);
+            self.prefetch_leaves(&found);
+            for (found, key) in found.iter().zip(group) {
+                let leaf = match self.walk::<ReadLatch<'_>>(found.id, key) {
                     Some(leaf) => leaf,
                     None => self.latch_read(key),
                 };

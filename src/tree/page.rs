@@ -27,6 +27,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cmp::Ordering;
+use std::hint::select_unpredictable;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
@@ -914,7 +915,8 @@ fn lower_bound(slots: &[u64], bound: u64) -> usize {
     // No branch depends on what is compared: a mispredicted one costs more than the whole search.
     while len > 1 {
         let half = len / 2;
-        first += usize::from(slots[first + half - 1] < bound) * half;
+        let is_below = slots[first + half - 1] < bound;
+        first = select_unpredictable(is_below, first + half, first);
         len -= half;
     }
     first + usize::from(len == 1 && slots[first] < bound)
