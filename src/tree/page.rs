@@ -228,6 +228,12 @@ pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
+/// What an entry of `len` bytes takes up: at most a sixteenth more, so that a value that varies a little in length is
+/// mostly replaced in place.
+fn rounded(len: usize) -> usize {
+    len.next_multiple_of(1 << (len.max(16).ilog2() - 4))
+}
+
 /// Flags and bytes that an entry of this shape takes, slot not counted.
 fn shape(key_len: usize, prefix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
     let suffix_len = key_len - prefix_len;
@@ -262,7 +268,7 @@ fn shape(key_len: usize, prefix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
     if suffix_len >= usize::from(LONG_KEY) {
         len += 4;
     }
-    (flags, len)
+    (flags, rounded(len))
 }
 
 impl Page {
@@ -713,7 +719,7 @@ impl Page {
                 put(self, &address.to_le_bytes());
             }
         }
-        debug_assert_eq!(at, start + len);
+        debug_assert_eq!(rounded(at - start), len);
         let header = self.header_mut();
         #[expect(clippy::cast_possible_truncation, reason = "below cap")]
         {
@@ -750,7 +756,7 @@ impl Page {
 
     /// Bytes that the entry of `slot` takes, the slot not counted.
     fn entry_len(&self, slot: u64) -> usize {
-        self.parts(slot).end - self.entry_start(slot)
+        rounded(self.parts(slot).end - self.entry_start(slot))
     }
 
     fn entry_start(&self, slot: u64) -> usize {
@@ -763,7 +769,8 @@ impl Page {
         let parts = self.parts(slot);
         let (flags, len) = shape(key.len(), self.prefix_len(), entry);
         let start = self.entry_start(slot);
-        if flags == flags_of(slot) && len <= parts.end - start {
+        let old_len = rounded(parts.end - start);
+        if flags == flags_of(slot) && len <= old_len {
             if entry.expire_at != 0 {
                 self.write(parts.expiry, &entry.expire_at.to_le_bytes());
             }
@@ -774,7 +781,7 @@ impl Page {
                     self.write(parts.value, bytes);
                     #[expect(clippy::cast_possible_truncation, reason = "below cap")]
                     {
-                        self.header_mut().garbage += (parts.value_len - bytes.len()) as u32;
+                        self.header_mut().garbage += (old_len - len) as u32;
                     }
                     None
                 }
@@ -812,10 +819,10 @@ impl Page {
     fn disown(&mut self, slot: u64) -> Trash {
         let flags = flags_of(slot);
         let parts = self.parts(slot);
-        let start = self.entry_start(slot);
+        let len = rounded(parts.end - self.entry_start(slot));
         #[expect(clippy::cast_possible_truncation, reason = "below cap")]
         {
-            self.header_mut().garbage += (parts.end - start) as u32;
+            self.header_mut().garbage += len as u32;
         }
         if flags & (LARGE_KEY | LARGE_VALUE) == 0 {
             return None;

@@ -399,7 +399,7 @@ impl Tree {
         if !fits && (page.len() >= 2 || more >= 2) {
             return false;
         }
-        if !is_sparse && room >= need + slack(used) / 4 {
+        if !is_sparse && room >= need + slack(used) / 2 {
             page.compact();
         } else {
             let page = latch.page.take().expect("latched alive");
