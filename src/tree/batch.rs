@@ -199,8 +199,9 @@ impl Tree {
     fn latch_all(&self, changes: &Changes<'_>) -> Vec<WriteLatch<'_>> {
         let mut latches = Vec::new();
         let mut ranges = changes.ranges.iter().peekable();
-        let guard = pin();
         for group in changes.ops.chunks(GROUP) {
+            // Anew for each group: a large batch must not hold up what others want freed.
+            let guard = pin();
             let keys = group.iter().map(|op| op.key);
             let covers = |last: &WriteLatch<'_>| last.live().below_high(group[group.len() - 1].key);
             let found = match latches.last().is_some_and(covers) {
