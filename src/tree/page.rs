@@ -36,33 +36,25 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use memmap2::{MmapMut, UncheckedAdvice};
 
-use crate::fingerprint;
 use crate::planted::{Bug, planted};
-use crate::slice::{LargeBytes, Slice};
+use crate::slice::LargeBytes;
 use crate::tree::arena::{Arena, BLOCK_MAX, BlockId};
 
 mod copy;
+mod entry;
 
-/// Values longer than this lie outside the page: about a quarter of a full leaf.
-pub(crate) const INLINE_VALUE_MAX: usize = 2048;
-/// Keys longer than this lie outside the page. The whole key decides, not its rest behind the fences' prefix:
-/// that grows shorter when a leaf is split, and no entry may take more room for it.
-const INLINE_KEY_MAX: usize = 1024;
+use entry::{
+    ABSENT, HAS_DIED, HAS_EXPIRY, LARGE_KEY, LARGE_VALUE, LONG_KEY, Parts, WIDE_VALUE, flags_of,
+    head_of, rounded, shape,
+};
+pub(crate) use entry::{Entry, INLINE_VALUE_MAX, Place, Trash, Value, common_prefix};
+
 /// What a page can address: slots and entries together.
 pub(crate) const AREA_MAX: usize = 60 << 10;
 
 const SLOT: usize = 8;
 const HEADER: usize = size_of::<Header>();
 const ALIGN: usize = 16;
-
-const HAS_EXPIRY: u8 = 1;
-const LARGE_VALUE: u8 = 1 << 1;
-const LARGE_KEY: u8 = 1 << 2;
-const HAS_DIED: u8 = 1 << 3;
-const ABSENT: u8 = 1 << 4;
-const WIDE_VALUE: u8 = 1 << 5;
-/// The length of the key does not fit the slot.
-const LONG_KEY: u8 = u8::MAX;
 
 #[repr(C)]
 struct Header {
@@ -103,15 +95,6 @@ unsafe impl Send for Page {}
 // SAFETY: as above.
 unsafe impl Sync for Page {}
 
-/// A value as a page holds it.
-#[derive(Clone, Copy)]
-pub(crate) enum Value<'a> {
-    /// No entry: what a kept entry says of a key that was not there.
-    Absent,
-    Bytes(&'a [u8]),
-    Large(Large<'a>),
-}
-
 /// A large value or key owned by an entry or by a caller's `Arc`.
 #[derive(Clone, Copy)]
 pub(crate) struct Large<'a> {
@@ -140,135 +123,6 @@ impl<'a> Large<'a> {
     pub(crate) fn is(self, other: &Arc<LargeBytes>) -> bool {
         std::ptr::eq(self.address, Arc::as_ptr(other))
     }
-}
-
-impl<'a> Value<'a> {
-    pub(crate) fn len(self) -> usize {
-        self.bytes().len()
-    }
-
-    pub(crate) fn bytes(self) -> &'a [u8] {
-        match self {
-            Value::Absent => &[],
-            Value::Bytes(bytes) => bytes,
-            Value::Large(large) => large.get().bytes(),
-        }
-    }
-
-    /// XXH3 of the value; of a large one it is known.
-    pub(crate) fn hash(self) -> u64 {
-        match self {
-            Value::Large(large) => large.get().hash(),
-            _ => fingerprint::value_hash(self.bytes()),
-        }
-    }
-
-    /// Owned: copied when small, shared when large.
-    pub(crate) fn to_slice(self) -> Slice {
-        match self {
-            Value::Large(large) => Slice::large(large.to_arc()),
-            _ => Slice::new(self.bytes()),
-        }
-    }
-}
-
-/// An entry without its key.
-#[derive(Clone, Copy)]
-pub(crate) struct Entry<'a> {
-    pub(crate) value: Value<'a>,
-    /// Unix milliseconds; 0 = never.
-    pub(crate) expire_at: u64,
-    /// Kept entries: the tick of the write that replaced them; 0 = alive.
-    pub(crate) died: u64,
-}
-
-impl Entry<'_> {
-    pub(crate) fn is_absent(&self) -> bool {
-        matches!(self.value, Value::Absent)
-    }
-}
-
-/// Where a key's entry is (`Ok`), or would belong if there were one.
-pub(crate) type Place = std::result::Result<usize, usize>;
-
-/// What a removed or replaced entry owned: to be dropped once no latch is held.
-pub(crate) type Trash = Option<Arc<LargeBytes>>;
-
-/// The parts of an entry's place in a page.
-struct Parts {
-    value: usize,
-    value_len: usize,
-    expiry: usize,
-    died: usize,
-    /// Of the rest of the key, or of the address of a large key.
-    rest: usize,
-    rest_len: usize,
-    /// Length of the key behind the prefix.
-    suffix_len: usize,
-    end: usize,
-}
-
-fn head_of(suffix: &[u8]) -> u32 {
-    match suffix.first_chunk::<4>() {
-        Some(head) => u32::from_be_bytes(*head),
-        None => {
-            let mut head = [0; 4];
-            head[..suffix.len()].copy_from_slice(suffix);
-            u32::from_be_bytes(head)
-        }
-    }
-}
-
-fn flags_of(slot: u64) -> u8 {
-    (slot & 0xff) as u8
-}
-
-/// Length of the longest common prefix.
-pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
-/// What an entry of `len` bytes takes up: at most a sixteenth more, so that a value that varies a little in length is
-/// mostly replaced in place.
-fn rounded(len: usize) -> usize {
-    len.next_multiple_of(1 << (len.max(16).ilog2() - 4))
-}
-
-/// Flags and bytes that an entry of this shape takes, slot not counted.
-fn shape(key_len: usize, prefix_len: usize, entry: &Entry<'_>) -> (u8, usize) {
-    let suffix_len = key_len - prefix_len;
-    let mut flags = 0;
-    let mut len = 0;
-    match entry.value {
-        Value::Absent => flags |= ABSENT,
-        Value::Large(_) => {
-            flags |= LARGE_VALUE;
-            len += 8;
-        }
-        Value::Bytes(bytes) if bytes.len() > 255 => {
-            flags |= WIDE_VALUE;
-            len += 2 + bytes.len();
-        }
-        Value::Bytes(bytes) => len += 1 + bytes.len(),
-    }
-    if entry.expire_at != 0 {
-        flags |= HAS_EXPIRY;
-        len += 8;
-    }
-    if entry.died != 0 {
-        flags |= HAS_DIED;
-        len += 8;
-    }
-    if key_len > INLINE_KEY_MAX {
-        flags |= LARGE_KEY;
-        len += 8;
-    } else {
-        len += suffix_len.saturating_sub(4);
-    }
-    if suffix_len >= usize::from(LONG_KEY) {
-        len += 4;
-    }
-    (flags, rounded(len))
 }
 
 impl Page {
@@ -574,6 +428,13 @@ impl Page {
             false => run,
         };
         let equal_run = run.iter().take_while(|slot| *slot >> 32 == head).count();
+        if equal_run == 1 {
+            return match self.compare(run[0], suffix) {
+                Ordering::Less => Err(start + 1),
+                Ordering::Equal => Ok(start),
+                Ordering::Greater => Err(start),
+            };
+        }
         let at = run[..equal_run].partition_point(|&slot| self.compare(slot, suffix).is_lt());
         match run[..equal_run].get(at) {
             Some(&slot) if self.compare(slot, suffix).is_eq() => Ok(start + at),
