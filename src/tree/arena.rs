@@ -12,6 +12,8 @@
 //! the first touch of a huge page takes milliseconds where the system is slow to clear it. Both is done by
 //! the reclaimer, with nothing locked.
 //!
+//! What leaves keep for stills goes to a second arena, without huge pages: see [`Arena::for_kept`].
+//!
 //! The arena also owns the account of what pages and large values take. Knows nothing of what a page holds.
 
 use std::collections::BTreeSet;
@@ -93,10 +95,14 @@ pub(crate) struct Arena {
     untidy: AtomicBool,
     /// Gives a range's memory back; the bytes then read as zero.
     release: fn(&MmapMut, usize, usize),
+    /// Where what leaves keep for stills lies, in the arena of leaves.
+    kept: Option<Arc<Arena>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Asks for huge pages, and makes them resident ahead of time.
+    huge: bool,
     regions: Vec<Region>,
     chunks: Vec<Chunk>,
     spans: Vec<Span>,
@@ -161,15 +167,35 @@ fn block_len(class: u8) -> usize {
 impl Arena {
     /// An empty arena; `release` gives the resident memory of a range of a map back.
     pub(crate) fn new(account: Arc<Account>, release: fn(&MmapMut, usize, usize)) -> Self {
+        let kept = Self::with(Arc::clone(&account), release, false, None);
+        Self::with(account, release, true, Some(Arc::new(kept)))
+    }
+
+    fn with(
+        account: Arc<Account>,
+        release: fn(&MmapMut, usize, usize),
+        huge: bool,
+        kept: Option<Arc<Self>>,
+    ) -> Self {
         let partial = vec![Vec::new(); CLASSES.len()];
-        let state = Mutex::new(State { partial, ..State::default() });
+        let state = Mutex::new(State { partial, huge, ..State::default() });
         Self {
             state,
             account,
             wasteful: AtomicBool::new(false),
             untidy: AtomicBool::new(false),
             release,
+            kept,
         }
+    }
+
+    /// The arena for what is kept beside pages of this one.
+    ///
+    /// It has no huge pages and nothing resident ahead: what is kept goes soon and is seldom read, and beside a save
+    /// a writer would go through huge pages by the dozen, to wait for the first touch of each or, on a busy
+    /// machine, for the thread that it wakes to touch the next one.
+    pub(crate) fn for_kept(self: &Arc<Self>) -> &Arc<Self> {
+        self.kept.as_ref().unwrap_or(self)
     }
 
     /// A block of at least `len` bytes, which are at most [`BLOCK_MAX`]; all of its bytes are initialised.
@@ -189,7 +215,8 @@ impl Arena {
                     self.wasteful.store(true, Relaxed);
                 }
                 let span = state.open_span(class);
-                if state.used_spans >= AHEAD_MIN && state.used_spans.is_multiple_of(AHEAD / 4) {
+                let looks_ahead = state.huge && state.used_spans >= AHEAD_MIN;
+                if looks_ahead && state.used_spans.is_multiple_of(AHEAD / 4) {
                     self.untidy.store(true, Relaxed);
                 }
                 span
@@ -245,12 +272,15 @@ impl Arena {
 
     /// Whether there may be something to tidy.
     pub(crate) fn is_untidy(&self) -> bool {
-        self.untidy.load(Relaxed)
+        self.untidy.load(Relaxed) || self.kept.as_ref().is_some_and(|kept| kept.is_untidy())
     }
 
     /// Gives free spans beyond a reserve back to the system, highest first; makes those that are opened next
     /// resident. While it asks the system about a span, nobody can have that span, and nothing is locked.
     pub(crate) fn tidy(&self) {
+        if let Some(kept) = &self.kept {
+            kept.tidy();
+        }
         self.untidy.store(false, Relaxed);
         let mut state = self.state.lock();
         if state.idle_spans > state.reserve() {
@@ -266,7 +296,7 @@ impl Arena {
                 }
             }
         }
-        if state.used_spans >= AHEAD_MIN {
+        if state.huge && state.used_spans >= AHEAD_MIN {
             let next: Vec<u32> = state.free_spans.iter().take(AHEAD).copied().collect();
             for span in next {
                 if state.free_spans.contains(&span) && state.spans[span as usize].released {
@@ -422,7 +452,7 @@ impl State {
     fn add_region(&mut self) {
         let chunks = 1usize << self.regions.len().min(REGION_CHUNKS_MAX.ilog2() as usize);
         // The first region asks for no huge page, so that a small database stays small.
-        let huge = chunks > 1;
+        let huge = self.huge && chunks > 1;
         let len = chunks * CHUNK + if huge { CHUNK } else { 0 };
         let mut map = MmapMut::map_anon(len).expect("out of address space for pages");
         let skip = if huge { map.as_ptr().align_offset(CHUNK) } else { 0 };
@@ -523,6 +553,21 @@ mod tests {
             arena.free(block.id);
         }
         assert_eq!(arena.span_bytes(), (0, 0));
+    }
+
+    #[test]
+    fn what_is_kept_lies_apart_and_nothing_is_resident_before_it_is_needed() {
+        let arena = Arc::new(arena());
+        let kept = arena.for_kept();
+        assert!(!Arc::ptr_eq(kept, &arena) && Arc::ptr_eq(kept.for_kept(), kept));
+        let blocks: Vec<Block> = (0..AHEAD_MIN * 16).map(|_| kept.alloc(BLOCK_MAX / 2)).collect();
+        assert!(!kept.state.lock().huge && !arena.is_untidy());
+        blocks.into_iter().for_each(|block| kept.free(block.id));
+        assert!(arena.is_untidy(), "nobody is asked to give back what was kept");
+        arena.tidy();
+        assert!(!arena.is_untidy());
+        let state = kept.state.lock();
+        assert!(state.idle_spans <= state.reserve(), "{} spans lie idle", state.idle_spans);
     }
 
     #[test]

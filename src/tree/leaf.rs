@@ -126,7 +126,8 @@ impl Leaf {
             }
             None => {
                 let room = kept_room(bytes);
-                let mut entries = Page::new(&page.arena(), page.low(), page.high(), room);
+                let arena = page.arena();
+                let mut entries = Page::new(arena.for_kept(), page.low(), page.high(), room);
                 entries.retain();
                 entries
             }
