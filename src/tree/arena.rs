@@ -12,7 +12,8 @@
 //! the first touch of a huge page takes milliseconds where the system is slow to clear it. Both is done by
 //! the reclaimer, with nothing locked.
 //!
-//! What leaves keep for stills goes to a second arena, without huge pages: see [`Arena::for_kept`].
+//! The single entries that leaves keep for stills go to a second arena, without huge pages: see [`Arena::for_kept`].
+//! It is never compacted: what lies there goes with the stills.
 //!
 //! The arena also owns the account of what pages and large values take. Knows nothing of what a page holds.
 
@@ -189,7 +190,7 @@ impl Arena {
         }
     }
 
-    /// The arena for what is kept beside pages of this one.
+    /// The arena for the entries that are kept beside pages of this one; whole pages that are kept stay here.
     ///
     /// It has no huge pages and nothing resident ahead: what is kept goes soon and is seldom read, and beside a save
     /// a writer would go through huge pages by the dozen, to wait for the first touch of each or, on a busy

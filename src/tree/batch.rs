@@ -63,8 +63,8 @@ struct Planned<'a> {
     pages: Vec<Page>,
     has_changes: bool,
     fingerprint_change: u64,
-    /// Small leaves are noted once: when something makes them so.
-    shrinks: bool,
+    /// It may be small afterwards and was not before, or has fewer entries: small leaves are noted once.
+    may_shrink: bool,
     /// The newest cut's tick that something is kept for here, as planned; `None`: nothing is.
     keeps_for: Option<u64>,
     /// Whole pages that are kept instead of entries, and the first tick that the outgoing page serves.
@@ -162,7 +162,7 @@ impl Tree {
             self.apply_leaf(leaf, &changes.ops, &places, &ticket, garbage, &mut born);
         }
         let position = ticket.done();
-        for leaf in planned.iter_mut().filter(|leaf| leaf.shrinks) {
+        for leaf in planned.iter_mut().filter(|leaf| leaf.may_shrink) {
             self.note_shrunk(&mut leaf.latch);
         }
         // All latches are released only now, when everything is applied.
@@ -289,7 +289,7 @@ impl Tree {
         let ranges = &changes.ranges[changes.ranges.partition_point(before)..];
         let in_range = ranges.first().is_some_and(|range| page.below_high(&range.low));
         let old_used = page.used();
-        let (old_sum, old_bytes) = (deltas.fingerprint, deltas.bytes);
+        let old_sum = deltas.fingerprint;
         let in_place = !in_range && self.find_room(&mut leaf.latch, ops, places);
         let page = leaf.latch.live();
         let mut removes = false;
@@ -302,22 +302,23 @@ impl Tree {
                     deltas.put(op.slot, op.key, op.prefix_len, put);
                 }
                 leaf.has_changes |= op.changes_at(place);
-                removes |= op.put.is_none();
+                removes |= op.put.is_none() && place.is_ok();
             }
         } else {
             let sources = merge(page, ops, ranges, places, &mut leaf.removed, deltas);
             let any = ops.iter().zip(&*places).any(|(op, &place)| op.changes_at(place));
             leaf.has_changes = any || !leaf.removed.is_empty();
-            removes = true;
+            let is_gone = |(op, place): (&BatchOp<'_>, &Place)| op.put.is_none() && place.is_ok();
+            removes = !leaf.removed.is_empty() || ops.iter().zip(&*places).any(is_gone);
             if leaf.has_changes {
                 let change = deltas.fingerprint.wrapping_sub(old_sum);
                 leaf.pages = self.build(page, ops, &sources, change);
             }
         }
         leaf.fingerprint_change = deltas.fingerprint.wrapping_sub(old_sum);
-        // As for a single write: of entries that shrink, those that make the leaf small.
-        let makes_small = deltas.bytes < old_bytes && old_used > self.config.leaf_bytes / 4;
-        leaf.shrinks = leaf.has_changes && (removes || makes_small);
+        // As after a single write.
+        let was_small = old_used <= self.config.leaf_bytes / 4;
+        leaf.may_shrink = leaf.has_changes && (removes || !was_small);
     }
 
     /// The pages that hold `sources`, within the fences of `page`: one, or as many as a leaf's size asks for.
@@ -516,7 +517,7 @@ impl<'a> Planned<'a> {
             pages: Vec::new(),
             has_changes: false,
             fingerprint_change: 0,
-            shrinks: false,
+            may_shrink: false,
             keeps_for: None,
             keeps_whole: None,
         }
@@ -669,9 +670,8 @@ fn merge(
 #[derive(Default)]
 struct Deltas {
     by_slot: Vec<(KeyspaceSlot, Delta)>,
-    /// Of all keyspaces together, as are the bytes.
+    /// Of all keyspaces together.
     fingerprint: u64,
-    bytes: i64,
     removed_by_ranges: u64,
 }
 
@@ -699,12 +699,10 @@ impl Deltas {
 
     /// Counts `records` entries of `len` bytes each.
     fn add(&mut self, slot: KeyspaceSlot, records: i64, len: usize, fingerprint: u64) {
-        let bytes = records * len.cast_signed() as i64;
         let delta = self.of(slot);
         delta.records += records;
-        delta.bytes += bytes;
+        delta.bytes += records * len.cast_signed() as i64;
         delta.fingerprint = delta.fingerprint.wrapping_add(fingerprint);
-        self.bytes += bytes;
         self.fingerprint = self.fingerprint.wrapping_add(fingerprint);
     }
 }

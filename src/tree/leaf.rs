@@ -146,6 +146,11 @@ impl Leaf {
         let Self { page, kept, .. } = self;
         let page = page.as_ref().expect("our bug: a dead leaf is used");
         let kept = kept.as_mut().and_then(|kept| kept.entries.as_mut());
+        if let Ok(at) = at
+            && let Value::Large(large) = page.entry(at).value
+        {
+            large.get().retain();
+        }
         keep_in(kept.expect("our bug: no room was made"), page, key, at, died);
     }
 

@@ -285,8 +285,9 @@ impl Tree {
             self.settle_kept(latch, ticket.cut.as_deref(), old_stamp, garbage);
         }
         let position = ticket.done();
-        // Of entries that shrink, the one that makes the leaf small: else small ones would be noted for ever.
-        if new.is_none() || (delta.bytes < 0 && old_used > self.config.leaf_bytes / 4) {
+        // Of what is put, only that which makes the leaf small: else small ones would be noted for ever. That it
+        // takes less room than before does not show in its length: long values lie outside.
+        if new.is_none() || old_used > self.config.leaf_bytes / 4 {
             self.note_shrunk(latch);
         }
         Ok(position)

@@ -355,6 +355,65 @@ fn what_shrinks_gives_its_memory_back() {
     assert_eq!(space.get(key(3)).unwrap().unwrap(), [3; 400]);
 }
 
+/// A longer value may take less room in its leaf, when it is the first that lies outside: leaves emptied so were
+/// never merged, by single writes from the beginning, by batches since they change pages in place.
+#[test]
+fn leaves_whose_values_move_out_are_merged() {
+    for in_batches in [false, true] {
+        let db = manual();
+        let space = db.keyspace("all").unwrap();
+        (0..2_000u32).for_each(|n| space.insert(n.to_be_bytes(), [1; 1_900]).unwrap());
+        let full = db.stats().leaves;
+        if in_batches {
+            for first in (0..2_000).step_by(100) {
+                let mut batch = db.batch();
+                (first..first + 100u32)
+                    .for_each(|n| batch.insert(&space, n.to_be_bytes(), [2; 3_000]));
+                batch.commit().unwrap();
+            }
+        } else {
+            (0..2_000u32).for_each(|n| space.insert(n.to_be_bytes(), [2; 3_000]).unwrap());
+        }
+        (0..4).for_each(|_| db.reclaim());
+        db.check();
+        let left = db.stats().leaves;
+        assert!(left < full / 8, "{left} leaves of {full}, in batches: {in_batches}");
+    }
+}
+
+/// What only a still has need of counts as retained, however it was removed: of large values that a range took
+/// away, those kept as single entries counted as live.
+#[test]
+fn large_values_that_only_a_still_needs_are_retained() {
+    type Remove = fn(&Database, &Keyspace);
+    let ways: [Remove; 3] = [
+        |_, space| assert!(space.remove(7u32.to_be_bytes()).unwrap()),
+        |_, space| {
+            let seven = 7u32.to_be_bytes()..8u32.to_be_bytes();
+            assert_eq!(space.delete_range(seven).unwrap(), 1);
+        },
+        |db, space| {
+            let mut batch = db.batch();
+            batch.remove(space, 7u32.to_be_bytes());
+            batch.commit().unwrap();
+        },
+    ];
+    for remove in ways {
+        let db = manual();
+        let space = db.keyspace("all").unwrap();
+        (0..20u32).for_each(|n| space.insert(n.to_be_bytes(), [1; 100]).unwrap());
+        space.insert(7u32.to_be_bytes(), vec![2; 100_000]).unwrap();
+        let still = db.snapshot().unwrap();
+        remove(&db, &space);
+        let stats = db.stats();
+        assert!(stats.retained_bytes >= 100_000, "{} bytes retained", stats.retained_bytes);
+        assert!(stats.live_bytes < 100_000, "{} bytes live", stats.live_bytes);
+        drop(still);
+        db.reclaim();
+        assert_eq!(db.stats().retained_bytes, 0);
+    }
+}
+
 /// R11: behind a pass nothing is kept for it, by single writes and by batches, and what was kept ahead of it
 /// goes when it comes by; a still that is held has need of all the same.
 #[test]

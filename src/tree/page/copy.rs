@@ -74,14 +74,14 @@ impl Page {
         (header.run, header.last_insert) = (0, 0);
     }
 
-    /// Where half of the bytes lie before: at least 1, less than the count, of two entries or more.
+    /// Up to where at most half of the bytes lie: at least 1, less than the count, of two entries or more.
     pub(crate) fn middle(&self) -> usize {
         let half = self.used() / 2;
         let mut sum = 0;
         let prefix_len = self.prefix_len();
         let is_before = |at: &usize| {
             sum += self.cost_with_prefix(*at, prefix_len);
-            sum < half
+            sum <= half
         };
         (0..self.len()).take_while(is_before).count().clamp(1, self.len() - 1)
     }
