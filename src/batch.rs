@@ -138,8 +138,7 @@ impl WriteBatch {
         }
         self.bytes += key.len() as u64;
         let start = self.content.len();
-        self.content.extend_from_slice(&keyspace.id().to_be_bytes());
-        self.content.extend_from_slice(key);
+        keys::append_internal(keyspace.id(), key, &mut self.content);
         Some(start..self.content.len())
     }
 

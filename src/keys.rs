@@ -48,7 +48,15 @@ impl Deref for InternalKey {
 
 /// An internal key, allocated.
 pub(crate) fn internal(id: u32, key: &[u8]) -> Vec<u8> {
-    [&id.to_be_bytes(), key].concat()
+    let mut internal = Vec::with_capacity(PREFIX_LEN + key.len());
+    append_internal(id, key, &mut internal);
+    internal
+}
+
+/// Appends an internal key to `bytes`.
+pub(crate) fn append_internal(id: u32, key: &[u8], bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(&id.to_be_bytes());
+    bytes.extend_from_slice(key);
 }
 
 /// All keys of a keyspace.

@@ -406,7 +406,7 @@ impl Keyspace {
     ///
     /// Cost: the range's leaves are latched together until all are done, so their readers wait: 0.6 s for
     /// three million records on the machine of the README. Under a still what it shows is kept first, mostly as the pages
-    /// that go: up to 3 s there if most records had been overwritten since, nearly all of it fresh memory.
+    /// that go: up to 3 s there if most records had been overwritten since, more than half of it spent on fresh memory.
     pub fn delete_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<u64> {
         self.delete(keys::within(self.id, &range))
     }

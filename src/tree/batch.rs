@@ -104,6 +104,10 @@ impl Tree {
         garbage: &mut Garbage,
     ) -> Result<(Option<Position>, u64)> {
         let mut deltas = Deltas::default();
+        // Also of keyspaces in which nothing changes: none of them may be gone.
+        for op in &changes.ops {
+            deltas.of(op.slot);
+        }
         // Where the key of each operation is or belongs in its leaf's page.
         let mut places = vec![Err(0); changes.ops.len()];
         let mut planned = self.plan(changes, &mut places, &mut deltas);
@@ -171,8 +175,7 @@ impl Tree {
         Ok((Some(position), removed))
     }
 
-    /// Latches every leaf that holds a key of the batch or a part of its ranges, ascending, and plans what is to
-    /// become of each.
+    /// Latches the batch's leaves and plans what is to become of each.
     fn plan(
         &self,
         changes: &Changes<'_>,
@@ -196,6 +199,7 @@ impl Tree {
         planned
     }
 
+    /// Latches every leaf that holds a key of the batch or a part of its ranges, ascending.
     fn latch_all(&self, changes: &Changes<'_>) -> Vec<WriteLatch<'_>> {
         let mut latches = Vec::new();
         let mut ranges = changes.ranges.iter().peekable();
@@ -292,7 +296,7 @@ impl Tree {
         let old_sum = deltas.fingerprint;
         let in_place = !in_range && self.find_room(&mut leaf.latch, ops, places);
         let page = leaf.latch.live();
-        let mut removes = false;
+        let mut sources = Vec::new();
         if in_place {
             for (op, &place) in ops.iter().zip(&*places) {
                 if let Ok(at) = place {
@@ -301,21 +305,17 @@ impl Tree {
                 if let Some(put) = &op.put {
                     deltas.put(op.slot, op.key, op.prefix_len, put);
                 }
-                leaf.has_changes |= op.changes_at(place);
-                removes |= op.put.is_none() && place.is_ok();
             }
         } else {
-            let sources = merge(page, ops, ranges, places, &mut leaf.removed, deltas);
-            let any = ops.iter().zip(&*places).any(|(op, &place)| op.changes_at(place));
-            leaf.has_changes = any || !leaf.removed.is_empty();
-            let is_gone = |(op, place): (&BatchOp<'_>, &Place)| op.put.is_none() && place.is_ok();
-            removes = !leaf.removed.is_empty() || ops.iter().zip(&*places).any(is_gone);
-            if leaf.has_changes {
-                let change = deltas.fingerprint.wrapping_sub(old_sum);
-                leaf.pages = self.build(page, ops, &sources, change);
-            }
+            sources = merge(page, ops, ranges, places, &mut leaf.removed, deltas);
         }
+        let changing = || ops.iter().zip(&*places).filter(|(op, place)| op.changes_at(**place));
+        leaf.has_changes = !leaf.removed.is_empty() || changing().next().is_some();
+        let removes = !leaf.removed.is_empty() || changing().any(|(op, _)| op.put.is_none());
         leaf.fingerprint_change = deltas.fingerprint.wrapping_sub(old_sum);
+        if leaf.has_changes && !in_place {
+            leaf.pages = self.build(page, ops, &sources, leaf.fingerprint_change);
+        }
         // As after a single write.
         let was_small = old_used <= self.config.leaf_bytes / 4;
         leaf.may_shrink = leaf.has_changes && (removes || !was_small);

@@ -392,9 +392,9 @@ impl Directory {
         keys: impl Iterator<Item = &'k [u8]> + Clone,
         guard: &'g Guard,
     ) -> Vec<Found<'g>> {
-        let mut found = Vec::new();
         let root = self.root.load(guard);
         let mut ways: Vec<Way<'g>> = keys.clone().map(|_| Way::To(root, None)).collect();
+        let mut found = Vec::with_capacity(ways.len());
         while found.len() < ways.len() {
             found.clear();
             for (way, key) in ways.iter_mut().zip(keys.clone()) {

@@ -141,7 +141,8 @@ impl Leaf {
         kept.map_or(0, Page::used) + bytes > self.live().used().max(1024)
     }
 
-    /// Keeps what the key has now (or that it has nothing) as having died at `died`; there is room.
+    /// Keeps what the key has now (or that it has nothing) as having died at `died`; there is room. The caller
+    /// replaces or removes it next, so that a large value is from now on there for stills alone.
     pub(crate) fn keep_entry(&mut self, key: &[u8], at: Place, died: u64) {
         let Self { page, kept, .. } = self;
         let page = page.as_ref().expect("our bug: a dead leaf is used");

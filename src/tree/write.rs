@@ -14,7 +14,6 @@ use crate::tree::leaf::{Whole, mark_retained};
 use crate::tree::page::{
     AREA_MAX, Entry, INLINE_VALUE_MAX, Large, Page, Place, Trash, Value, common_prefix,
 };
-
 use crate::tree::{LatchMode, Tree, WriteLatch};
 use crate::{Error, Result};
 

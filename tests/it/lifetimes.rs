@@ -36,6 +36,10 @@ fn handles_to_a_dropped_keyspace_fail() {
     batch.insert(&gone, "a", "b");
     fails(batch.commit().map(drop));
     assert_eq!(other.get("a").unwrap(), None, "half a batch was committed");
+    // Also if it would change nothing: such a batch took a number, and was said to be committed.
+    let mut batch = db.batch();
+    batch.remove(&gone, "not there");
+    fails(batch.commit().map(drop));
     assert_eq!(db.seq(), seq);
     assert_eq!(db.keyspaces().unwrap(), ["other"]);
     // What was there then is there in the still; a new keyspace of the name is another one.
