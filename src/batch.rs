@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::database::Engine;
 use crate::keys;
 use crate::keyspace::Keyspace;
-use crate::options::WriteOptions;
+use crate::options::{Durability, WriteOptions};
 use crate::position::Position;
 use crate::tree::{BatchOp, Bounds, Changes, RangeDelete, new_value};
 use crate::{Error, MAX_BATCH_BYTES, Result};
@@ -37,6 +37,7 @@ pub struct WriteBatch {
     bytes: u64,
     /// The first thing wrong with what was added.
     error: Option<Error>,
+    durability: Option<Durability>,
 }
 
 struct Op {
@@ -64,6 +65,7 @@ impl WriteBatch {
             content: Vec::new(),
             bytes: 0,
             error: None,
+            durability: None,
         }
     }
 
@@ -111,6 +113,13 @@ impl WriteBatch {
         let bounds = keys::within(keyspace.id(), &range);
         let len = bounds.low.len() + bounds.high.as_ref().map_or(0, Vec::len);
         self.push(keyspace, len, Kind::DeleteRange(bounds));
+    }
+
+    /// What the commit waits for, instead of what the database was opened with.
+    ///
+    /// That of [`WriteOptions`] given with an operation means nothing in a batch.
+    pub fn durability(&mut self, durability: Durability) {
+        self.durability = Some(durability);
     }
 
     /// How many operations it holds.
@@ -212,7 +221,8 @@ impl WriteBatch {
     ///
     /// # Errors
     /// What was wrong with the first bad operation, [`Error::BatchTooLarge`], [`Error::MemoryLimit`],
-    /// [`Error::NoKeyspace`], [`Error::Closed`]: nothing changed.
+    /// [`Error::NoKeyspace`], [`Error::Closed`], [`Error::NoLog`], [`Error::LogFailed`]: nothing changed.
+    /// [`Error::NotDurable`]: it is committed.
     pub fn commit(self) -> Result<Position> {
         if let Some(error) = self.error {
             return Err(error);
@@ -220,10 +230,11 @@ impl WriteBatch {
         if self.bytes > MAX_BATCH_BYTES {
             return Err(Error::BatchTooLarge { bytes: self.bytes });
         }
+        self.engine.check_level(self.durability)?;
         let tree = self.engine.tree();
         let changes = self.changes()?;
         let (position, _) = tree.write_batch(&changes)?;
-        self.engine.after_write();
+        self.engine.committed_if(position, self.durability)?;
         Ok(position.unwrap_or_else(|| tree.commit.position()))
     }
 }

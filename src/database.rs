@@ -1,9 +1,7 @@
 //! Database: the handle that everything begins with; the catalogue of keyspaces; the reclaimer's thread.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,25 +12,26 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot, Totals};
-use crate::format::leaves::KeyspaceSums;
-use crate::format::snapshot::{Footer, Span};
+use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot};
+use crate::format::snapshot::Span;
+use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::Keyspace;
-use crate::options::{Builder, StillBudget, StillInfo, StillReport};
+use crate::open::{Catalogue, Content};
+use crate::options::{Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, Stats};
 use crate::storage::Disk;
-use crate::storage::load::{Loaded, load_file, load_stream};
+use crate::storage::load::{load_file, load_stream};
+use crate::storage::log::Log;
 use crate::storage::save::{SaveHandle, SaveOptions};
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
 use crate::sync::Mutex;
 use crate::tree::{
-    BatchOp, BuiltLeaf, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Scan, Tree,
-    Written, new_value,
+    BatchOp, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Tree, Written, new_value,
 };
 use crate::{Error, MAX_KEYSPACE_NAME_LEN, Result};
 
@@ -65,7 +64,12 @@ pub(crate) struct Engine {
     /// Relaxed: it only keeps most repeats away.
     is_over_budget: AtomicBool,
     reclaimer: Option<Reclaimer>,
-    /// The histories of the file that was loaded.
+    /// Looks after the log.
+    keeper: Option<Keeper>,
+    log: Option<Arc<Log>>,
+    /// What a write waits for that doesn't say.
+    durability: Durability,
+    /// The histories of what was loaded.
     loaded: Vec<Span>,
     /// Names this run as a writer in lineages.
     node: [u8; 16],
@@ -76,21 +80,6 @@ struct Reclaimer {
     /// Dropped to end the thread.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What a file says of its content, apart from the leaves.
-struct LoadedContent {
-    footer: Footer,
-    lineage: Vec<Span>,
-    keyspaces: BTreeMap<u32, KeyspaceSums>,
-}
-
-#[derive(Default)]
-struct Catalogue {
-    names: HashMap<String, (u32, KeyspaceSlot)>,
-    /// Slots by id, of dropped keyspaces too: stills may still read them.
-    slots: HashMap<u32, KeyspaceSlot>,
-    next_id: u32,
 }
 
 impl Database {
@@ -105,18 +94,20 @@ impl Database {
     }
 
     pub(crate) fn empty(builder: Builder) -> Result<Self> {
-        let tree = Arc::new(Tree::new(builder.config.clone()));
-        let catalogue = Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() };
-        Self::over(tree, catalogue, Vec::new(), builder)
+        Self::over(Content::empty(&builder), None, random_id()?, builder)
     }
 
-    fn over(
-        tree: Arc<Tree>,
-        catalogue: Catalogue,
-        loaded: Vec<Span>,
+    /// A database of `content`, with the log of its directory if it has one.
+    pub(crate) fn over(
+        content: Content,
+        log: Option<Arc<Log>>,
+        node: [u8; 16],
         builder: Builder,
     ) -> Result<Self> {
+        let Content { tree, catalogue, lineage } = content;
         let reclaimer = builder.reclaims_by_itself.then(|| Reclaimer::start(&tree));
+        let kept = log.as_ref().filter(|_| builder.keeps_log_by_itself);
+        let keeper = kept.map(|log| Keeper::start(&tree, log));
         let engine = Engine {
             tree,
             disk: builder.disk,
@@ -124,10 +115,21 @@ impl Database {
             budget: builder.budget,
             is_over_budget: AtomicBool::new(false),
             reclaimer,
-            loaded,
-            node: random_id()?,
+            keeper,
+            log,
+            durability: builder.durability,
+            loaded: lineage,
+            node,
         };
         Ok(Self { engine: Arc::new(engine) })
+    }
+
+    /// Opens the database in the directory `path` with default options. See [`Builder::open`].
+    ///
+    /// # Errors
+    /// Those of [`Builder::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().open(path)
     }
 
     /// A database in memory, filled from a saved file. The file is not held open.
@@ -147,56 +149,13 @@ impl Database {
         let bulk = Bulk::new(builder.config.clone());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let loaded = load_file(file.reader(), &bulk, threads)?;
-        let (leaves, content) = Self::unpack(loaded);
-        Self::filled(bulk, leaves, content, builder)
+        Self::over(Content::loaded(bulk, loaded)?, None, random_id()?, builder)
     }
 
     pub(crate) fn load_from_with(builder: Builder, input: impl io::Read) -> Result<Self> {
         let bulk = Bulk::new(builder.config.clone());
-        let (leaves, content) = Self::unpack(load_stream(input, &bulk)?);
-        Self::filled(bulk, leaves, content, builder)
-    }
-
-    /// The leaves apart from what borrows nothing of where they were built.
-    fn unpack(loaded: Loaded<BuiltLeaf>) -> (Vec<BuiltLeaf>, LoadedContent) {
-        let Loaded { leaves, footer, lineage, keyspaces } = loaded;
-        (leaves, LoadedContent { footer, lineage, keyspaces })
-    }
-
-    fn filled(
-        bulk: Bulk,
-        leaves: Vec<BuiltLeaf>,
-        content: LoadedContent,
-        builder: Builder,
-    ) -> Result<Self> {
-        let LoadedContent { footer, lineage, mut keyspaces } = content;
-        let of = |sums: KeyspaceSums| Totals {
-            records: sums.entries,
-            bytes: sums.raw_bytes,
-            fingerprint: sums.fingerprint,
-        };
-        let mut totals = vec![keyspaces.remove(&CATALOGUE_ID).map_or(Totals::default(), of)];
-        let mut catalogue = Catalogue { next_id: CATALOGUE_ID + 1, ..Catalogue::default() };
-        for (id, sums) in keyspaces {
-            #[expect(clippy::cast_possible_truncation, reason = "no more keyspaces than ids")]
-            catalogue.slots.insert(id, KeyspaceSlot(totals.len() as u32));
-            totals.push(of(sums));
-        }
-        let tree = Arc::new(bulk.finish(leaves, footer.position, footer.time_ms, totals));
-        let mut named = Vec::new();
-        Scan::of_present(&tree, keys::all(CATALOGUE_ID))?.each(|key, entry| {
-            // Both were proven by the loader: a name, and four bytes of id.
-            let id = entry.value.bytes().first_chunk().map(|id| u32::from_le_bytes(*id));
-            let name = String::from_utf8_lossy(&key[PREFIX_LEN..]).into_owned();
-            named.extend(id.map(|id| (name, id)));
-            ControlFlow::Continue(())
-        })?;
-        for (name, id) in named {
-            let slot = *catalogue.slots.entry(id).or_insert_with(|| tree.commit.add_keyspace());
-            catalogue.names.insert(name, (id, slot));
-            catalogue.next_id = catalogue.next_id.max(id.saturating_add(1));
-        }
-        Self::over(tree, catalogue, lineage, builder)
+        let loaded = load_stream(input, &bulk)?;
+        Self::over(Content::loaded(bulk, loaded)?, None, random_id()?, builder)
     }
 
     /// Saves the present to a file, in the background: takes a still, as [`snapshot`](Database::snapshot),
@@ -249,13 +208,15 @@ impl Database {
             condition: Condition::Vacant,
             want_old: false,
         };
-        let Written::Done { .. } = tree.write(&write)? else {
+        let Written::Done { position, .. } = tree.write(&write)? else {
             unreachable!("the catalogue in memory names all keyspaces")
         };
         let slot = tree.commit.add_keyspace();
         catalogue.names.insert(name.to_owned(), (id, slot));
         catalogue.slots.insert(id, slot);
         catalogue.next_id = id.checked_add(1).expect("four billion keyspaces");
+        drop(catalogue);
+        self.engine.committed(position, None)?;
         Ok(Keyspace::new(&self.engine, name, id, slot))
     }
 
@@ -286,10 +247,10 @@ impl Database {
         let high = bounds.high.unwrap_or_else(|| vec![0xff; PREFIX_LEN + crate::MAX_KEY_LEN + 1]);
         let range = RangeDelete { slot, low: bounds.low, high, prefix_len: PREFIX_LEN };
         let changes = Changes { ops: vec![remove], ranges: vec![range], drops: Some(slot) };
-        self.engine.tree.write_batch(&changes)?;
+        let (position, _) = self.engine.tree.write_batch(&changes)?;
         catalogue.names.remove(name);
         drop(catalogue);
-        self.engine.after_write();
+        self.engine.committed_if(position, None)?;
         Ok(true)
     }
 
@@ -361,7 +322,44 @@ impl Database {
     /// None for a database in memory.
     pub fn close(&self) -> Result<()> {
         self.engine.tree.commit.close();
-        Ok(())
+        match &self.engine.log {
+            Some(log) => log.finish(&self.engine.tree.commit),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings all that is committed to `level`, and returns the last batch that is at it.
+    ///
+    /// ```
+    /// # let dir = std::env::temp_dir().join(format!("stillframe-doc-persist-{}", std::process::id()));
+    /// use stillframe::{Database, Durability};
+    ///
+    /// let db = Database::open(&dir)?;
+    /// let users = db.keyspace("users")?;
+    /// for n in 0..1_000_u32 {
+    ///     users.insert(n.to_be_bytes(), "somebody")?;
+    /// }
+    /// assert_eq!(db.persist(Durability::Sync)?, db.seq());
+    /// # db.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoLog`], [`Error::LogFailed`].
+    pub fn persist(&self, level: Durability) -> Result<Seq> {
+        self.engine.check_level(Some(level))?;
+        let commit = &self.engine.tree.commit;
+        let seq = commit.position().seq;
+        let Some(log) = &self.engine.log else { return Ok(seq) };
+        match level {
+            Durability::Memory => Ok(seq),
+            Durability::Os => log.write_out(commit, seq).map(|()| log.written()),
+            Durability::Periodic(_) | Durability::Sync => {
+                log.sync(commit, seq).map(|()| log.durable())
+            }
+        }
+        .map_err(Error::LogFailed)
     }
 }
 
@@ -416,11 +414,55 @@ impl Engine {
         self.tree.commit.live_cuts().iter().map(info).collect()
     }
 
-    /// What follows every write: the budget of stills is looked at, with nothing held.
+    /// After every write, with nothing locked: waits for the durability that it asked for.
+    ///
+    /// # Errors
+    /// [`Error::NotDurable`].
     #[inline]
-    pub(crate) fn after_write(&self) {
+    pub(crate) fn committed(&self, position: Position, level: Option<Durability>) -> Result<()> {
         if let Some(budget) = &self.budget {
             self.check_budget(budget);
+        }
+        match &self.log {
+            None => Ok(()),
+            Some(log) => self.reach(log, position, level.unwrap_or(self.durability)),
+        }
+    }
+
+    /// As [`committed`](Self::committed), for a batch that may have changed nothing.
+    pub(crate) fn committed_if(
+        &self,
+        position: Option<Position>,
+        level: Option<Durability>,
+    ) -> Result<()> {
+        position.map_or(Ok(()), |position| self.committed(position, level))
+    }
+
+    fn reach(&self, log: &Log, position: Position, level: Durability) -> Result<()> {
+        let commit = &self.tree.commit;
+        let reached = match level {
+            Durability::Memory => Ok(()),
+            Durability::Os | Durability::Periodic(_) => log.write_out(commit, position.seq),
+            Durability::Sync => log.sync(commit, position.seq),
+        };
+        if let Some(keeper) = &self.keeper {
+            if let Durability::Periodic(period) = level {
+                keeper.sync_within(period);
+            }
+            keeper.committed();
+        }
+        reached.map_err(|failure| Error::NotDurable { position, failure })
+    }
+
+    /// Refuses a level that this database can't give.
+    ///
+    /// # Errors
+    /// [`Error::NoLog`].
+    pub(crate) fn check_level(&self, level: Option<Durability>) -> Result<()> {
+        match level {
+            None | Some(Durability::Memory) => Ok(()),
+            Some(_) if self.log.is_some() => Ok(()),
+            Some(_) => Err(Error::NoLog),
         }
     }
 
@@ -502,7 +544,13 @@ impl fmt::Debug for Database {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // Before the tree goes: the thread may hold the tree for as long as one sweep takes.
+        // Before the tree goes: the threads hold it for as long as they run.
         self.reclaimer = None;
+        self.keeper = None;
+        if let Some(log) = &self.log {
+            self.tree.commit.close();
+            // Who wants to be told closes the database before.
+            let _ = log.finish(&self.tree.commit);
+        }
     }
 }

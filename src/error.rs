@@ -6,6 +6,9 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::position::{Position, Seq};
 
 /// The result of nearly everything here.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -85,6 +88,48 @@ pub enum Error {
         /// The path both want.
         path: PathBuf,
     },
+    /// The directory is open already, in this process or another.
+    Locked {
+        /// The file that is locked.
+        path: PathBuf,
+    },
+    /// More was asked for than a database can do that lives in memory alone. Nothing changed.
+    NoLog,
+    /// An earlier write or sync of the log failed: nobody knows which bytes the disk has (Rebello et al.,
+    /// "Can Applications Recover from fsync Failures?", ATC 2020). Nothing changed, reads go on.
+    LogFailed(LogFailure),
+    /// The batch is committed and visible, but the log failed before it had the durability asked for: whether it
+    /// outlives this process is unknown.
+    NotDurable {
+        /// The batch.
+        position: Position,
+        /// What went wrong.
+        failure: LogFailure,
+    },
+}
+
+/// Which operation on the log failed, and how.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LogFailure {
+    /// What was attempted, as in [`Error::Io`].
+    pub op: &'static str,
+    /// The file it was attempted on.
+    pub path: PathBuf,
+    /// The operating system's own word.
+    pub source: Arc<io::Error>,
+}
+
+impl LogFailure {
+    pub(crate) fn new(op: &'static str, path: &Path, source: io::Error) -> Self {
+        LogFailure { op, path: path.to_owned(), source: Arc::new(source) }
+    }
+}
+
+impl fmt::Display for LogFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.op, self.path.display(), self.source)
+    }
 }
 
 /// What is wrong with bytes that should hold a snapshot file or a part of one.
@@ -161,6 +206,24 @@ pub enum Fault {
     },
     /// Compressed bytes that do not decompress to what was promised.
     Compression,
+    /// Zeros where something was written.
+    Missing,
+    /// The log goes on from batch `base`, which no snapshot holds: one is missing, or an older segment.
+    NoBase {
+        /// The last batch before the oldest segment.
+        base: Seq,
+    },
+    /// A snapshot without any segment of a log: that is missing.
+    NoLog,
+    /// The log can't be read behind its batch `last`, and more of it was durable: batches are lost.
+    LogEnds {
+        /// The last batch that can be read.
+        last: Seq,
+        /// The last batch that is known to have been durable.
+        durable: Seq,
+        /// What is wrong with what comes then.
+        cause: Box<Fault>,
+    },
 }
 
 impl Error {
@@ -207,6 +270,14 @@ impl fmt::Display for Error {
             Error::SaveInProgress { path } => {
                 write!(f, "another save to {} is running", path.display())
             }
+            Error::Locked { path } => {
+                write!(f, "{} is locked: the database is open already", path.display())
+            }
+            Error::NoLog => f.write_str("the database lives in memory alone, it has no log"),
+            Error::LogFailed(failure) => write!(f, "the log failed: {failure}"),
+            Error::NotDurable { position, failure } => {
+                write!(f, "{position} is committed, not durable: {failure}")
+            }
         }
     }
 }
@@ -223,7 +294,7 @@ impl fmt::Display for Fault {
             Fault::TrailingBytes { field, count } => {
                 write!(f, "{count} bytes after the end of {field}")
             }
-            Fault::Magic => f.write_str("not a stillframe snapshot file"),
+            Fault::Magic => f.write_str("not a stillframe file of this kind"),
             Fault::Version { got, supported } => {
                 write!(f, "format version {got}, this release reads up to {supported}")
             }
@@ -242,6 +313,15 @@ impl fmt::Display for Fault {
             Fault::Compression => {
                 f.write_str("compressed bytes do not decompress to the stated length")
             }
+            Fault::Missing => f.write_str("zeros where something was written"),
+            Fault::NoBase { base } => {
+                write!(f, "the log goes on from batch {base}, which no snapshot holds")
+            }
+            Fault::NoLog => f.write_str("there is a snapshot, and no log"),
+            Fault::LogEnds { last, durable, cause } => write!(
+                f,
+                "the log can't be read behind batch {last} ({cause}), it was durable up to {durable}"
+            ),
         }
     }
 }
@@ -250,6 +330,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Io { source, .. } => Some(source),
+            Error::LogFailed(failure) | Error::NotDurable { failure, .. } => Some(&*failure.source),
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::batch::delete_bounds;
 use crate::commit::{Holder, KeyspaceSlot};
 use crate::database::Engine;
 use crate::keys::{self, InternalKey, PREFIX_LEN};
-use crate::options::WriteOptions;
+use crate::options::{Durability, WriteOptions};
 use crate::planted::{Bug, planted};
 use crate::range::{Keys, Range};
 use crate::slice::{LargeBytes, Slice};
@@ -163,8 +163,11 @@ impl Keyspace {
         value: impl AsRef<[u8]>,
         options: WriteOptions,
     ) -> Result<()> {
+        self.engine.check_level(options.durability)?;
         let expire_at = options.resolve(self.engine.tree().clock());
-        self.put(key.as_ref(), value.as_ref(), expire_at, Condition::Always, false).map(drop)
+        let (key, value) = (self.key(key)?, Some(value.as_ref()));
+        let level = options.durability;
+        self.write_at(level, &key, value, expire_at, Condition::Always, false).map(drop)
     }
 
     /// Puts `value` under `key` if it has none; whether it was put.
@@ -214,12 +217,26 @@ impl Keyspace {
         condition: Condition<'_>,
         want_old: bool,
     ) -> Result<Written> {
+        self.write_at(None, key, value, expire_at, condition, want_old)
+    }
+
+    fn write_at(
+        &self,
+        level: Option<Durability>,
+        key: &[u8],
+        value: Option<&[u8]>,
+        expire_at: u64,
+        condition: Condition<'_>,
+        want_old: bool,
+    ) -> Result<Written> {
         let tree = self.engine.tree();
         let put = value.map(|value| new_value(tree, value, expire_at)).transpose()?;
         let (slot, prefix_len) = (self.slot, PREFIX_LEN);
         let write = PointWrite { slot, key, prefix_len, put, condition, want_old };
         let written = tree.write(&write)?;
-        self.engine.after_write();
+        if let Written::Done { position, .. } = &written {
+            self.engine.committed(*position, level)?;
+        }
         Ok(written)
     }
 
@@ -398,7 +415,8 @@ impl Keyspace {
 
     fn pop(&self, end: End) -> Result<Option<(Slice, Slice)>> {
         let popped = self.engine.tree().pop(self.slot, PREFIX_LEN, &keys::all(self.id), end)?;
-        self.engine.after_write();
+        let position = popped.as_ref().map(|(_, position)| *position);
+        self.engine.committed_if(position, None)?;
         Ok(popped.map(|((key, value), _)| (Slice::new(&key[PREFIX_LEN..]), value)))
     }
 
@@ -419,8 +437,8 @@ impl Keyspace {
 
     fn delete(&self, bounds: Bounds) -> Result<u64> {
         let changes = delete_bounds(self, &bounds);
-        let (_, removed) = self.engine.tree().write_batch(&changes)?;
-        self.engine.after_write();
+        let (position, removed) = self.engine.tree().write_batch(&changes)?;
+        self.engine.committed_if(position, None)?;
         Ok(removed)
     }
 

@@ -11,6 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::commit::Holder;
 use crate::database::Database;
 use crate::position::Position;
+use crate::storage::recovery::RecoveryMode;
 use crate::storage::{Disk, OsDisk};
 use crate::tree::Config;
 
@@ -27,6 +28,37 @@ pub struct Builder {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) budget: Option<StillBudget>,
     pub(crate) reclaims_by_itself: bool,
+    pub(crate) durability: Durability,
+    pub(crate) recovery: RecoveryMode,
+    pub(crate) segment_bytes: u64,
+    /// Whether threads of the database's own look after the log.
+    pub(crate) keeps_log_by_itself: bool,
+}
+
+/// What must have happened before a write returns, in a database that has a [directory](Builder::open).
+///
+/// Every batch goes into the log, in order, at every level; the level says what is waited for. It holds for
+/// all earlier batches too: there is one log. Readers see what is committed, whether it is durable or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Nothing is waited for. A killed process may lose its last milliseconds, a power cut what the
+    /// operating system had not written by itself.
+    Memory,
+    /// The operating system has it: it survives the end of this process, at whatever instruction. A power cut
+    /// may lose what the system had not written by itself.
+    Os,
+    /// As [`Os`](Durability::Os), and on the disk so much later at the latest. The price is that of `Os`.
+    Periodic(Duration),
+    /// On the disk: it survives a power cut. Costs a sync of the disk, shared by all who wait at the time.
+    Sync,
+}
+
+impl Default for Durability {
+    /// [`Periodic`](Durability::Periodic), a second.
+    fn default() -> Self {
+        Durability::Periodic(Duration::from_secs(1))
+    }
 }
 
 /// How much stills may retain before somebody is told.
@@ -74,7 +106,31 @@ impl Builder {
             disk: Arc::new(OsDisk),
             budget: None,
             reclaims_by_itself: true,
+            durability: Durability::default(),
+            recovery: RecoveryMode::default(),
+            segment_bytes: 64 << 20,
+            keeps_log_by_itself: true,
         }
+    }
+
+    /// What a write waits for unless it says otherwise. Default: [`Durability::Periodic`], a second.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// What damage to the log [`open`](Builder::open) puts up with. Default: [`RecoveryMode::TolerateTail`].
+    pub fn recovery(mut self, mode: RecoveryMode) -> Self {
+        self.recovery = mode;
+        self
+    }
+
+    /// The longest segments of the log, in bytes; a batch that is longer gets one of its own. Default: 64 MiB.
+    ///
+    /// A segment is made ahead, so that up to twice as much of the disk is taken and not used yet.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes;
+        self
     }
 
     /// The most memory, in bytes, that live data, data retained for stills and the directory may take
@@ -99,6 +155,34 @@ impl Builder {
     ) -> Self {
         self.budget = Some(StillBudget { bytes, tell: Arc::new(tell) });
         self
+    }
+
+    /// Opens the database in the directory `path`, which is made if there is none: its newest snapshot is loaded and
+    /// the log behind it replayed.
+    ///
+    /// The directory is locked until the database is closed or dropped. Cost: that of loading the snapshot, and about
+    /// a microsecond a batch in the log behind it. Interrupted at any point, it can be done again.
+    ///
+    /// ```
+    /// use stillframe::{Database, Durability};
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("stillframe-doc-open-{}", std::process::id()));
+    /// let db = Database::builder().durability(Durability::Sync).open(&dir)?;
+    /// db.keyspace("users")?.insert("7", "Ada")?;
+    /// db.close()?;
+    ///
+    /// let db = Database::open(&dir)?;
+    /// assert_eq!(db.keyspace("users")?.get("7")?.unwrap(), "Ada");
+    /// # db.close()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Locked`](crate::Error::Locked) if it is open already; [`Error::Corrupt`](crate::Error::Corrupt), with file
+    /// and offset, if anything that was durable can't be read, or is not this database's; [`Error::Io`](crate::Error::Io).
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Database> {
+        Database::open_with(self, path.as_ref())
     }
 
     /// An empty database that lives in memory alone.
@@ -152,9 +236,16 @@ impl Builder {
         self.reclaims_by_itself = false;
         self
     }
+
+    /// Starts no thread that looks after the log: what nobody waits for is written and synced with
+    /// [`Database::persist`] alone, and a segment is made when it is needed.
+    pub fn manual_log(mut self) -> Self {
+        self.keeps_log_by_itself = false;
+        self
+    }
 }
 
-/// How a write is to be done. Default: no expiry.
+/// How a write is to be done. Default: no expiry, the database's durability.
 ///
 /// ```
 /// use std::time::Duration;
@@ -169,6 +260,7 @@ impl Builder {
 #[must_use = "options do nothing by themselves"]
 pub struct WriteOptions {
     expiry: Expiry,
+    pub(crate) durability: Option<Durability>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -183,6 +275,12 @@ impl WriteOptions {
     /// No expiry.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What this write waits for, instead of what the database was [opened](Builder::durability) with.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
     }
 
     /// The entry expires this long after the write, by the wall clock, to the millisecond.

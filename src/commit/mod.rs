@@ -7,16 +7,27 @@
 //!
 //! **Order inside a node is the tick**, which never goes back; Seq can, when a replica is rewound.
 //!
+//! Where there is a log, the record of a batch is appended to its [`tail`] under the same lock.
+//!
 //! Knows nothing of leaves, entries, files.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::format::log::Base;
+
+use crate::error::LogFailure;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::slice::Slice;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{Error, Result};
+
+pub(crate) use crate::format::record::Effect as LoggedEffect;
+
+pub(crate) use self::tail::{Body, Drained, Encoded, Tail};
+
+mod tail;
 
 /// What a set of entries adds up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +149,17 @@ pub(crate) struct Commit {
     /// half-applied leaf only by its latch, which is released after this is set.
     poisoned: AtomicBool,
     has_history: AtomicBool,
+    /// Set when a log is attached, before anyone else has the database.
+    room: OnceLock<Arc<dyn Room>>,
+}
+
+/// Who makes room for the log's tail.
+pub(crate) trait Room: Send + Sync {
+    /// Returns once a record of `len` bytes had room; others may have taken it since. Called with nothing held.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn make_room(&self, commit: &Commit, len: u64) -> Result<()>;
 }
 
 #[derive(Debug)]
@@ -157,6 +179,10 @@ struct State {
     cuts_taken: u64,
     last_time_ms: u64,
     closed: bool,
+    /// Records on their way to the log, if there is one.
+    tail: Option<Tail>,
+    /// Why the log takes no more.
+    log_failure: Option<LogFailure>,
 }
 
 #[derive(Debug, Default)]
@@ -223,8 +249,54 @@ pub(crate) struct Prepared {
 pub(crate) enum Refused {
     /// A cut was taken meanwhile that needs something kept: prepare for any cut and ask again.
     NewCut,
+    /// The log's tail has no room for a record of so many bytes.
+    NoRoom(u64),
     /// The database is closed, poisoned, or a keyspace is gone.
     Error(Error),
+}
+
+/// Why a write came to nothing, having changed nothing.
+pub(crate) enum Denied {
+    /// As [`Refused::NoRoom`]: to be made, and the write begun again.
+    NoRoom(u64),
+    Error(Error),
+}
+
+impl From<Error> for Denied {
+    fn from(error: Error) -> Self {
+        Denied::Error(error)
+    }
+}
+
+impl State {
+    /// Takes the next place in the order, and appends the record that has it.
+    fn next_place(&mut self, body: &mut Body) {
+        let now_ms = match body {
+            Body::Unlogged => 0,
+            Body::Logged(body) => body.now_ms(),
+            Body::Replayed { position, time_ms } => {
+                if position.history != self.position.history {
+                    self.history_start = self.position.seq;
+                }
+                self.position = *position;
+                self.last_time_ms = self.last_time_ms.max(*time_ms);
+                return;
+            }
+        };
+        self.last_time_ms = self.last_time_ms.max(now_ms);
+        if let Some(history) = self.drawn.take() {
+            self.history_start = self.position.seq;
+            self.position.history = history;
+            if let Some(tail) = &mut self.tail {
+                self.position.seq.0 += 1;
+                tail.append_history(history, self.position.seq, self.last_time_ms);
+            }
+        }
+        self.position.seq.0 += 1;
+        if let (Some(tail), Body::Logged(body)) = (&mut self.tail, body) {
+            tail.append(body, self.position.seq, self.last_time_ms);
+        }
+    }
 }
 
 impl Commit {
@@ -250,13 +322,69 @@ impl Commit {
                 cuts_taken: 0,
                 last_time_ms: time_ms,
                 closed: false,
+                tail: None,
+                log_failure: None,
             }),
             newest_code: AtomicU64::new(0),
             newest_id: AtomicU64::new(0),
             second_code: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             has_history: AtomicBool::new(false),
+            room: OnceLock::new(),
         }
+    }
+
+    /// From now on every batch has a record, which goes behind the chain `chain`. Called once, before anyone writes.
+    pub(crate) fn attach_log(&self, chain: u32, writer: [u8; 16], room: Arc<dyn Room>) {
+        self.state.lock().tail = Some(Tail::new(chain, writer));
+        assert!(self.room.set(room).is_ok(), "a database has one log");
+    }
+
+    /// Whether batches need a [body](Body::Logged).
+    #[inline]
+    pub(crate) fn is_logged(&self) -> bool {
+        self.room.get().is_some()
+    }
+
+    /// Does `write` until it is not in want of room in the log's tail.
+    pub(crate) fn with_room<T>(
+        &self,
+        mut write: impl FnMut() -> std::result::Result<T, Denied>,
+    ) -> Result<T> {
+        loop {
+            match write() {
+                Ok(done) => return Ok(done),
+                Err(Denied::Error(error)) => return Err(error),
+                Err(Denied::NoRoom(len)) => {
+                    let room = self.room.get().expect("only a log can want room");
+                    room.make_room(self, len)?;
+                }
+            }
+        }
+    }
+
+    /// Takes the tail away, to be written; `empty` gives memory for the next.
+    pub(crate) fn drain(&self, empty: Vec<u8>) -> Drained {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let tail = state.tail.as_mut().expect("a database with a log");
+        let (bytes, linked) = tail.drain(empty);
+        let chain = tail.chain();
+        let base = Base { position: state.position, time_ms: state.last_time_ms, chain };
+        Drained { bytes, linked, base, fingerprint: state.totals.fingerprint }
+    }
+
+    /// From now on so many bytes may wait in the tail. Whether something does already.
+    pub(crate) fn set_tail_limit(&self, limit: u64) -> bool {
+        let mut state = self.state.lock();
+        let tail = state.tail.as_mut().expect("a database with a log");
+        tail.set_limit(limit);
+        !tail.is_empty()
+    }
+
+    /// The log takes no more: writes are refused, reads go on. What waits in the tail stays there.
+    pub(crate) fn fail_log(&self, failure: &LogFailure) {
+        self.state.lock().log_failure.get_or_insert_with(|| failure.clone());
     }
 
     /// The tick of the newest live cut other than that of id `passed_by`; may be out of date at once.
@@ -294,6 +422,7 @@ impl Commit {
         &self,
         deltas: &[(KeyspaceSlot, Delta)],
         prepared: Prepared,
+        body: &mut Body,
     ) -> std::result::Result<Ticket<'_>, Refused> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -314,15 +443,16 @@ impl Commit {
         // Totals are kept for every live cut.
         let newest_of_all = state.cuts.last().map(|cut| cut.tick);
         let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
+        if let (Some(tail), Body::Logged(body)) = (&state.tail, &*body)
+            && !tail.has_room(body, state.drawn.is_some())
+        {
+            return Err(Refused::NoRoom(tail.wanted(body)));
+        }
         if let Some(slot) = prepared.drops {
             state.keyspaces[slot.0 as usize].dropped = true;
         }
-        if let Some(history) = state.drawn.take() {
-            state.history_start = state.position.seq;
-            state.position.history = history;
-        }
         state.tick += 1;
-        state.position.seq.0 += 1;
+        state.next_place(body);
         for (slot, delta) in deltas {
             state.totals.add(delta);
             let keyspace = &mut state.keyspaces[slot.0 as usize];
@@ -342,6 +472,9 @@ impl Commit {
 
     fn refusal(&self, state: &State) -> Result<()> {
         self.check()?;
+        if let Some(failure) = &state.log_failure {
+            return Err(Error::LogFailed(failure.clone()));
+        }
         if state.closed { Err(Error::Closed) } else { Ok(()) }
     }
 
@@ -461,6 +594,16 @@ impl Commit {
         state.keyspaces.push(Keyspace::default());
         #[expect(clippy::cast_possible_truncation, reason = "ids are 32 bits as well")]
         KeyspaceSlot(state.keyspaces.len() as u32 - 1)
+    }
+
+    /// The time of the last batch or cut, in Unix milliseconds.
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.state.lock().last_time_ms
+    }
+
+    /// Recovery: nothing changes up to `position`.
+    pub(crate) fn skip_to(&self, position: Position, time_ms: u64) {
+        self.state.lock().next_place(&mut Body::Replayed { position, time_ms });
     }
 
     /// The position of the last batch.

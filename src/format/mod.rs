@@ -1,8 +1,9 @@
-//! Bytes: how a snapshot file is laid out. Knows no file, thread, clock or memory structure.
+//! Bytes: how a snapshot file and the log are laid out. Knows no file, thread, clock or memory structure.
 //!
 //! FORMAT.md draws every layout; each file here implements one of its sections: `snapshot` the file
 //! header and footer, `block` the frame around every block, `leaves` the entries, `index` the index
-//! blocks and the root; `assembly` puts them in order. Decoders accept any input: they never panic, and allocate no more than the
+//! blocks and the root; `assembly` puts them in order; `record` a batch, `log` what is around it in a
+//! segment. Decoders accept any input: they never panic, and allocate no more than the
 //! input can account for.
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
@@ -11,8 +12,10 @@ pub(crate) mod block;
 pub(crate) mod codec;
 pub(crate) mod index;
 pub(crate) mod leaves;
+pub(crate) mod log;
 #[cfg(feature = "simulation")]
 pub(crate) mod probe;
+pub(crate) mod record;
 pub(crate) mod snapshot;
 
 /// The format version that this release writes, and the newest it reads.

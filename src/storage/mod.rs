@@ -8,9 +8,10 @@
 //!
 //! This is the only file that names `std::fs`. It knows no format and no tree.
 
+use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,13 +19,17 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 use crate::sync::assert_no_latch;
 
+pub(crate) mod directory;
 #[cfg(test)]
 mod example_tests;
 pub(crate) mod file_keyspace;
 pub(crate) mod load;
+pub(crate) mod log;
 pub(crate) mod map;
 pub(crate) mod reader;
+pub(crate) mod recovery;
 pub(crate) mod save;
+pub(crate) mod segment;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod sim;
 pub(crate) mod snapshot_file;
@@ -78,6 +83,10 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// A path that stands for `dir` in this process: the same for every spelling of it, another for every
     /// other directory and every other disk.
     fn identify(&self, dir: &Path) -> io::Result<PathBuf>;
+
+    /// Locks the file at `path`, which is made if there is none, until what is returned is dropped or the process ends.
+    /// `None` if somebody has it locked, in this process or another.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
 
     /// Makes the names in `dir` durable: files created in it, renamed into or out of it, removed from it.
     ///
@@ -280,6 +289,19 @@ impl Disk for OsDisk {
 
     fn identify(&self, dir: &Path) -> io::Result<PathBuf> {
         std::fs::canonicalize(dir)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        assert_no_latch(DISK);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
+        refuse_irregular(&file.metadata()?.file_type())?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

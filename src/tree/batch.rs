@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::commit::{Delta, KeyspaceSlot, Prepared, Refused, Ticket};
+use crate::commit::{Body, Delta, Denied, KeyspaceSlot, LoggedEffect, Prepared, Refused, Ticket};
 use crate::fingerprint;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
@@ -52,6 +52,21 @@ pub(crate) struct Changes<'a> {
     pub(crate) drops: Option<KeyspaceSlot>,
 }
 
+impl Changes<'_> {
+    /// Hands on what the log says of it: ranges first, since they spare what the same batch puts.
+    fn for_each_effect(&self, put: &mut dyn FnMut(LoggedEffect<'_>)) {
+        for RangeDelete { low, high, .. } in &self.ranges {
+            put(LoggedEffect::RemoveRange { low, high });
+        }
+        for op in &self.ops {
+            put(match &op.put {
+                Some(new) => new.effect(op.key),
+                None => LoggedEffect::Remove { key: op.key },
+            });
+        }
+    }
+}
+
 /// One leaf of a batch and what is to become of it.
 struct Planned<'a> {
     latch: WriteLatch<'a>,
@@ -85,24 +100,47 @@ impl Tree {
     /// A batch of ranges alone that meet no entry gets no Seq.
     pub(crate) fn write_batch(&self, changes: &Changes<'_>) -> Result<(Option<Position>, u64)> {
         self.begin_write()?;
+        let mut body = self.body(|put| changes.for_each_effect(put));
+        self.write_changes(changes, &mut body)
+    }
+
+    /// Applies a batch that was read from the log.
+    pub(crate) fn replay(
+        &self,
+        changes: &Changes<'_>,
+        position: Position,
+        time_ms: u64,
+    ) -> Result<()> {
+        self.write_changes(changes, &mut Body::Replayed { position, time_ms })?;
+        Ok(())
+    }
+
+    fn write_changes(
+        &self,
+        changes: &Changes<'_>,
+        body: &mut Body,
+    ) -> Result<(Option<Position>, u64)> {
         if changes.ops.iter().any(|op| op.put.is_some()) {
             let len = |op: &BatchOp<'_>| {
                 op.key.len() + op.put.as_ref().map_or(0, |put| put.entry().value.len())
             };
             self.check_memory(changes.ops.iter().map(len).sum())?;
         }
-        let mut garbage = Garbage::default();
-        let result = self.commit_batch(changes, &mut garbage);
-        drop(garbage);
-        self.note_waste();
-        result
+        self.commit.with_room(|| {
+            let mut garbage = Garbage::default();
+            let result = self.commit_batch(changes, body, &mut garbage);
+            drop(garbage);
+            self.note_waste();
+            result
+        })
     }
 
     fn commit_batch(
         &self,
         changes: &Changes<'_>,
+        body: &mut Body,
         garbage: &mut Garbage,
-    ) -> Result<(Option<Position>, u64)> {
+    ) -> std::result::Result<(Option<Position>, u64), Denied> {
         let mut deltas = Deltas::default();
         // Also of keyspaces in which nothing changes: none of them may be gone.
         for op in &changes.ops {
@@ -112,7 +150,9 @@ impl Tree {
         let mut places = vec![Err(0); changes.ops.len()];
         let mut planned = self.plan(changes, &mut places, &mut deltas);
         let removed = deltas.removed_by_ranges;
-        if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 {
+        // What was logged is replayed, even if it came to nothing then.
+        let is_replayed = matches!(body, Body::Replayed { .. });
+        if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 && !is_replayed {
             return Ok((None, 0));
         }
         // What serves any cut is prepared only when one was taken meanwhile.
@@ -138,18 +178,21 @@ impl Tree {
             }
             let serves = if any { u64::MAX } else { live.last().map_or(0, |cut| cut.code()) };
             let prepared = Prepared { serves, passed_by: 0, listed: 0, drops: changes.drops };
-            match self.commit.take(&deltas.by_slot, prepared) {
+            let denied = match self.commit.take(&deltas.by_slot, prepared, body) {
                 Ok(ticket) => break ticket,
-                Err(Refused::Error(error)) => {
-                    for leaf in planned.iter_mut().filter(|leaf| leaf.keeps_for.is_some()) {
-                        let stamp = leaf.latch.stamp;
-                        self.settle_kept(&mut leaf.latch, None, stamp, garbage);
-                    }
-                    return Err(error);
-                }
                 // All leaves are latched: what is prepared for any cut serves whatever is taken meanwhile.
-                Err(Refused::NewCut) => any = true,
+                Err(Refused::NewCut) => {
+                    any = true;
+                    continue;
+                }
+                Err(Refused::NoRoom(len)) => Denied::NoRoom(len),
+                Err(Refused::Error(error)) => Denied::Error(error),
+            };
+            for leaf in planned.iter_mut().filter(|leaf| leaf.keeps_for.is_some()) {
+                let stamp = leaf.latch.stamp;
+                self.settle_kept(&mut leaf.latch, None, stamp, garbage);
             }
+            return Err(denied);
         };
         // Nothing from here to `done` may fail.
         let mut born = Vec::new();

@@ -4,7 +4,7 @@
 //! before looking into the next could miss a key that was there all the time.
 
 use crate::Result;
-use crate::commit::KeyspaceSlot;
+use crate::commit::{Denied, KeyspaceSlot, LoggedEffect};
 use crate::position::Position;
 use crate::slice::Slice;
 use crate::tree::still::Bounds;
@@ -42,6 +42,16 @@ impl Tree {
         end: End,
     ) -> Result<Option<(Pair, Position)>> {
         self.begin_write()?;
+        self.commit.with_room(|| self.pop_once(slot, prefix_len, bounds, end))
+    }
+
+    fn pop_once(
+        &self,
+        slot: KeyspaceSlot,
+        prefix_len: usize,
+        bounds: &Bounds,
+        end: End,
+    ) -> std::result::Result<Option<(Pair, Position)>, Denied> {
         let mut garbage = Garbage::default();
         let (others, found) = self.latch_end::<WriteLatch<'_>>(bounds, end)?;
         let Some((mut latch, at)) = found else { return Ok(None) };
@@ -51,7 +61,9 @@ impl Tree {
         let condition = Condition::Always;
         let write =
             PointWrite { slot, key: &key, prefix_len, put: None, condition, want_old: false };
-        let position = self.change(&mut latch, Ok(at), &write, &mut garbage);
+        // Only now is it known which key: at most some microseconds of a long one, under its latch.
+        let mut body = self.body(|put| put(LoggedEffect::Remove { key: &key }));
+        let position = self.change(&mut latch, Ok(at), &write, &mut body, &mut garbage);
         drop(latch);
         drop(others);
         drop(garbage);

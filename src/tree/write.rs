@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use crate::commit::{Cut, Delta, KeyspaceSlot, Prepared, Refused};
+use crate::commit::{
+    Body, Cut, Delta, Denied, Encoded, KeyspaceSlot, LoggedEffect, Prepared, Refused,
+};
 use crate::fingerprint;
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
@@ -53,6 +55,15 @@ impl Put<'_> {
         };
         Entry { value, expire_at: self.expire_at, died: 0 }
     }
+
+    /// What the log says of it.
+    pub(crate) fn effect<'k>(&'k self, key: &'k [u8]) -> LoggedEffect<'k> {
+        let value = match &self.value {
+            NewValue::Bytes(bytes) => bytes,
+            NewValue::Large(large) => large.bytes(),
+        };
+        LoggedEffect::Put { key, value, expire_at: self.expire_at }
+    }
 }
 
 /// What must be true of the visible present for a write to take place.
@@ -84,7 +95,7 @@ pub(crate) struct PointWrite<'a> {
 /// What became of a write.
 pub(crate) enum Written {
     /// Done; what the key visibly had, if asked for.
-    Done { old: Option<Slice> },
+    Done { old: Option<Slice>, position: Position },
     /// The condition does not hold, or there was nothing to remove: nothing changed. What the key visibly has.
     Unmet { current: Option<Slice> },
     /// A large value of the right length must be compared first, which no latch is held for.
@@ -129,6 +140,29 @@ impl Tree {
     /// Writes one key.
     pub(crate) fn write(&self, write: &PointWrite<'_>) -> Result<Written> {
         self.begin_write()?;
+        let mut body = self.body(|put| {
+            put(match &write.put {
+                Some(new) => new.effect(write.key),
+                None => LoggedEffect::Remove { key: write.key },
+            });
+        });
+        self.commit.with_room(|| self.write_once(write, &mut body))
+    }
+
+    /// What a batch does, encoded if there is a log for it.
+    #[inline]
+    pub(crate) fn body(&self, effects: impl FnOnce(&mut dyn FnMut(LoggedEffect<'_>))) -> Body {
+        match self.commit.is_logged() {
+            true => Body::Logged(Encoded::of(self.config.clock.now_ms(), effects)),
+            false => Body::Unlogged,
+        }
+    }
+
+    fn write_once(
+        &self,
+        write: &PointWrite<'_>,
+        body: &mut Body,
+    ) -> std::result::Result<Written, Denied> {
         let mut latch = self.latch_write(write.key);
         latch.prefetch_kept();
         latch.live().prefetch_free();
@@ -158,12 +192,11 @@ impl Tree {
             self.check_growth(&latch, at, write.key, put)?;
         }
         let mut garbage = Garbage::default();
-        let position = self.change(&mut latch, at, write, &mut garbage);
+        let position = self.change(&mut latch, at, write, body, &mut garbage);
         drop(latch);
         drop(garbage);
         self.note_waste();
-        position?;
-        Ok(Written::Done { old: current })
+        Ok(Written::Done { old: current, position: position? })
     }
 
     /// Fails if putting `put` would grow memory beyond the limit. Sizes of entries stand for those of pages.
@@ -209,8 +242,9 @@ impl Tree {
         latch: &mut WriteLatch<'a>,
         found: Place,
         write: &PointWrite<'_>,
+        body: &mut Body,
         garbage: &mut Garbage,
-    ) -> Result<Position> {
+    ) -> std::result::Result<Position, Denied> {
         let key = write.key;
         let new = write.put.as_ref().map(|put| put.entry());
         let mut at = self.make_room(latch, found, key, new.as_ref());
@@ -232,19 +266,20 @@ impl Tree {
                 listed: if keeps { latch.newest_listed() } else { u64::MAX },
                 drops: None,
             };
-            match self.commit.take(&[(write.slot, delta)], prepared) {
+            let denied = match self.commit.take(&[(write.slot, delta)], prepared, body) {
                 Ok(ticket) => break (ticket, keeps),
-                Err(Refused::Error(error)) => {
-                    let stamp = latch.stamp;
-                    self.settle_kept(latch, None, stamp, garbage);
-                    return Err(error);
-                }
                 Err(Refused::NewCut) => {
                     newest = Some(u64::MAX - 1);
                     // Making room to keep moves no entry of the page.
                     at = latch.live().find(key);
+                    continue;
                 }
-            }
+                Err(Refused::NoRoom(len)) => Denied::NoRoom(len),
+                Err(Refused::Error(error)) => Denied::Error(error),
+            };
+            let stamp = latch.stamp;
+            self.settle_kept(latch, None, stamp, garbage);
+            return Err(denied);
         };
         if planted(Bug::NewestAfterLock) {
             ticket.look_again();

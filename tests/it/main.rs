@@ -5,6 +5,7 @@ mod faults;
 mod forge;
 mod golden;
 mod lifetimes;
+mod log;
 mod memory;
 mod model;
 mod python_reader;

@@ -32,6 +32,8 @@ const ROOMS: &[Room] = &[
             "batch",
             "range",
             "keys",
+            "keeper",
+            "open",
             "options",
             "stats",
         ],

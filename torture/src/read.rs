@@ -235,6 +235,9 @@ impl Disk for OneFile {
     fn identify(&self, _: &Path) -> io::Result<PathBuf> {
         refused()
     }
+    fn lock(&self, _: &Path) -> io::Result<Option<Box<dyn std::any::Any + Send + Sync>>> {
+        refused()
+    }
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         refused()
     }

@@ -21,6 +21,7 @@ pub enum CallKind {
     Remove,
     CreateDir,
     List,
+    Lock,
     SyncDir,
     Read,
     Write,

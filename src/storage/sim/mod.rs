@@ -8,12 +8,13 @@
 //! `tree` holds the files, `crash` says what a power cut may leave, `fault` what may fail. Nothing here
 //! knows what the bytes mean.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use self::crash::{CrashPoint, Fate};
 use self::fault::FaultPlan;
@@ -36,6 +37,8 @@ struct State {
     now: Tree,
     plan: FaultPlan,
     capacity: Option<u64>,
+    /// Files that somebody has locked; each for as long as the lock lives.
+    locked: Vec<(FileId, Weak<()>)>,
 }
 
 impl State {
@@ -106,10 +109,11 @@ impl SimDisk {
             now: tree,
             plan: FaultPlan::default(),
             capacity: None,
+            locked: Vec::new(),
         })))
     }
 
-    /// Another disk that is just like this one, log, planted faults and all. File contents are shared until changed.
+    /// Another disk that is just like this one, log, planted faults and all, but without its locks. File contents are shared until changed.
     pub fn fork(&self) -> Self {
         let state = self.0.lock();
         SimDisk(Arc::new(Mutex::new(State {
@@ -118,6 +122,7 @@ impl SimDisk {
             now: state.now.clone(),
             plan: state.plan.clone(),
             capacity: state.capacity,
+            locked: Vec::new(),
         })))
     }
 
@@ -294,6 +299,27 @@ impl Disk for SimDisk {
         // Relative, which no path of the operating system's is.
         let disk = format!("simulated disk {:x}", Arc::as_ptr(&self.0).addr());
         Ok(Path::new(&disk).join(dir.strip_prefix("/").unwrap_or(dir)))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        let (mut state, path) = self.call(CallKind::Lock, path)?;
+        let (dir, name, taken) = state.now.slot(&path)?;
+        let file = match taken {
+            Some(Node::File(file)) => file,
+            Some(Node::Dir(_)) => return Err(os_error(libc::EISDIR)),
+            None => {
+                let file = FileId(state.now.files.len());
+                state.change(&path, Step::Name { dir, name, node: Some(Node::File(file)) });
+                file
+            }
+        };
+        state.locked.retain(|(_, lock)| lock.strong_count() > 0);
+        if state.locked.iter().any(|(locked, _)| *locked == file) {
+            return Ok(None);
+        }
+        let lock = Arc::new(());
+        state.locked.push((file, Arc::downgrade(&lock)));
+        Ok(Some(Box::new(lock)))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -1,0 +1,189 @@
+//! The log's tail: records that have their place and are not in a file yet.
+//!
+//! What a batch does is encoded and summed before it asks for its place ([`Body`]); under the commit lock a header is
+//! made and both are appended here, in the order of the Seqs, which is how the log comes to be in the order of
+//! effect. Whoever brings the tail to the file takes all of it at once ([`Drained`]) and puts the
+//! frames into the room that was left for them.
+
+use std::cell::Cell;
+
+use crate::format::codec::crc;
+use crate::format::log::{Base, FRAME_LEN, RECORD_FRAME_LEN};
+use crate::format::record::{Effect, HistoryBody, RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use crate::position::{HistoryId, Position, Seq};
+
+/// Bodies longer than this are handed over, not copied under the lock.
+const LINKED_MIN: usize = 4 << 10;
+
+/// What a batch does, on its way to its place in the order.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// There is no log: nothing needs encoding.
+    Unlogged,
+    Logged(Encoded),
+    /// Read from the log: the place is known already.
+    Replayed {
+        position: Position,
+        time_ms: u64,
+    },
+}
+
+/// The bytes of a batch's body, their sum, and the time by the wall clock.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    bytes: Vec<u8>,
+    crc: u32,
+    now_ms: u64,
+}
+
+thread_local! {
+    /// The last small body's memory, for the next.
+    static BODY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl Encoded {
+    /// Encodes what `effects` hands to its argument, at `now_ms`.
+    pub(crate) fn of(now_ms: u64, effects: impl FnOnce(&mut dyn FnMut(Effect<'_>))) -> Self {
+        let mut bytes = BODY.take();
+        bytes.clear();
+        effects(&mut |effect| effect.encode(&mut bytes));
+        let crc = crc(&[&bytes]);
+        Self { bytes, crc, now_ms }
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// What the record takes in the log.
+    fn record_len(&self) -> u64 {
+        (RECORD_FRAME_LEN + self.bytes.len()) as u64
+    }
+}
+
+impl Drop for Encoded {
+    fn drop(&mut self) {
+        if self.bytes.capacity() <= LINKED_MIN {
+            BODY.set(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+/// See the file's head; part of what the commit lock protects.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    /// For each record room for a frame, its header, and its body if that is not linked.
+    bytes: Vec<u8>,
+    linked: Vec<Linked>,
+    /// What all of it takes in the log.
+    len: u64,
+    /// What it may take: so much is sure to have a place.
+    limit: u64,
+    /// The chain up to the last record.
+    chain: u32,
+    /// This node, by which its histories are signed.
+    writer: [u8; 16],
+}
+
+/// A long body, and where among the bytes it belongs.
+#[derive(Debug)]
+pub(crate) struct Linked {
+    pub(crate) at: usize,
+    pub(crate) body: Vec<u8>,
+}
+
+/// A tail that was taken away to be written.
+#[derive(Debug)]
+pub(crate) struct Drained {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) linked: Vec<Linked>,
+    /// What holds after the last of the records.
+    pub(crate) base: Base,
+    /// The sum over all entries then.
+    pub(crate) fingerprint: u64,
+}
+
+impl Tail {
+    /// An empty tail behind a log that ends at the chain `chain`; nothing may be appended before there is a
+    /// [limit](Self::set_limit).
+    pub(crate) fn new(chain: u32, writer: [u8; 16]) -> Self {
+        Self { bytes: Vec::new(), linked: Vec::new(), len: 0, limit: 0, chain, writer }
+    }
+
+    /// Whether the record of `body` has a place, that of a new history before it if it comes first in one.
+    pub(crate) fn has_room(&self, body: &Encoded, begins_history: bool) -> bool {
+        let history = if begins_history { HISTORY_LEN } else { 0 };
+        self.len + body.record_len() + history <= self.limit
+    }
+
+    /// How much there must be room for, so that the record of `body` has a place for certain.
+    pub(crate) fn wanted(&self, body: &Encoded) -> u64 {
+        HISTORY_LEN + body.record_len()
+    }
+
+    /// From now on so many bytes may wait here.
+    pub(crate) fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
+    /// Appends the record that begins a history.
+    pub(crate) fn append_history(&mut self, history: HistoryId, seq: Seq, time_ms: u64) {
+        let body = HistoryBody { history, term: 0, writer: self.writer }.encode();
+        let crc = crc(&[&body]);
+        self.append_small(RecordKind::History, &body, crc, seq, time_ms);
+    }
+
+    /// Appends the record of a batch. A long body moves out of `body`.
+    pub(crate) fn append(&mut self, body: &mut Encoded, seq: Seq, time_ms: u64) {
+        if body.bytes.len() < LINKED_MIN {
+            return self.append_small(RecordKind::Batch, &body.bytes, body.crc, seq, time_ms);
+        }
+        let body_bytes = std::mem::take(&mut body.bytes);
+        self.append_header(RecordKind::Batch, body_bytes.len(), body.crc, seq, time_ms);
+        self.linked.push(Linked { at: self.bytes.len(), body: body_bytes });
+    }
+
+    fn append_small(&mut self, kind: RecordKind, body: &[u8], crc: u32, seq: Seq, time_ms: u64) {
+        self.append_header(kind, body.len(), crc, seq, time_ms);
+        self.bytes.extend_from_slice(body);
+    }
+
+    fn append_header(
+        &mut self,
+        kind: RecordKind,
+        body_len: usize,
+        crc: u32,
+        seq: Seq,
+        time_ms: u64,
+    ) {
+        #[expect(clippy::cast_possible_truncation, reason = "batches are limited to less")]
+        let sums = (body_len as u32, crc);
+        let header = RecordHeader::following(self.chain, kind, sums, seq, time_ms);
+        self.chain = header.chain;
+        self.len += (RECORD_FRAME_LEN + body_len) as u64;
+        let mut head = [0; FRAME_LEN + RECORD_HEADER_LEN];
+        head[FRAME_LEN..].copy_from_slice(&header.encode());
+        self.bytes.extend_from_slice(&head);
+    }
+
+    /// Takes everything away; `empty` takes its place.
+    pub(crate) fn drain(&mut self, empty: Vec<u8>) -> (Vec<u8>, Vec<Linked>) {
+        // What is taken needs its place still.
+        self.limit = self.limit.saturating_sub(self.len);
+        self.len = 0;
+        (std::mem::replace(&mut self.bytes, empty), std::mem::take(&mut self.linked))
+    }
+
+    /// The chain up to the last record.
+    pub(crate) fn chain(&self) -> u32 {
+        self.chain
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// What a history's record takes in the log.
+const HISTORY_LEN: u64 = (RECORD_FRAME_LEN + crate::format::record::HISTORY_BODY_LEN) as u64;

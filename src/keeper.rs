@@ -1,0 +1,157 @@
+//! The threads that look after an open directory's log: what nobody waits for is written out and synced in
+//! time, segments are made ahead.
+//!
+//! Both sleep while nobody writes. Errors are not theirs to tell: a log that fails tells the next writer, and room that
+//! can't be made the next who needs it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+
+use crate::storage::log::Log;
+use crate::tree::Tree;
+
+/// How long what nobody waits for stays in the process.
+const TICK: Duration = Duration::from_millis(10);
+/// No sync is due.
+const NEVER: u64 = u64::MAX;
+
+/// See the file's head. Ends its threads when dropped.
+pub(crate) struct Keeper {
+    watch: Arc<Watch>,
+    wake: Sender<()>,
+    /// Dropped to end the threads.
+    stop: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What writers tell the thread that writes and syncs.
+struct Watch {
+    start: Instant,
+    /// False while the thread sleeps until it is woken.
+    ///
+    /// SeqCst: a writer appends a record and then reads this, the thread clears it and then looks for records;
+    /// one of the two must see the other's.
+    awake: AtomicBool,
+    /// When the next sync is due, in milliseconds since `start`.
+    ///
+    /// Relaxed: at worst a sync comes a tick late, or once too often.
+    due: AtomicU64,
+}
+
+impl Watch {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(NEVER - 1)
+    }
+}
+
+impl Keeper {
+    pub(crate) fn start(tree: &Arc<Tree>, log: &Arc<Log>) -> Self {
+        let (wake, woken) = bounded(1);
+        let (stop, stopped) = bounded::<()>(0);
+        let watch = Arc::new(Watch {
+            start: Instant::now(),
+            awake: AtomicBool::new(false),
+            due: AtomicU64::new(NEVER),
+        });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into());
+            thread.spawn(run).expect("the system starts a thread")
+        };
+        let keeping = (Arc::clone(tree), Arc::clone(log), Arc::clone(&watch), stopped.clone());
+        let making = (Arc::clone(tree), Arc::clone(log), stopped);
+        let keep = move || {
+            let (tree, log, watch, stopped) = keeping;
+            watch.keep(&tree, &log, &woken, &stopped);
+        };
+        let make = move || {
+            let (tree, log, stopped) = making;
+            loop {
+                select! {
+                    recv(log.spare_wanted) -> _ => {}
+                    recv(stopped) -> _ => return,
+                }
+                // Whoever needs room and has none tries again, and is told why there is none.
+                let _ = log.make_spare(&tree.commit, 0);
+            }
+        };
+        let threads = vec![
+            spawn("stillframe-log", Box::new(keep)),
+            spawn("stillframe-segment", Box::new(make)),
+        ];
+        Self { watch, wake, stop: Some(stop), threads }
+    }
+
+    /// A batch was committed that nobody has written out yet, or synced.
+    #[inline]
+    pub(crate) fn committed(&self) {
+        if !self.watch.awake.load(Ordering::SeqCst)
+            && !self.watch.awake.swap(true, Ordering::SeqCst)
+        {
+            // Full: it was told.
+            let _ = self.wake.try_send(());
+        }
+    }
+
+    /// What is committed now is to be synced so much later.
+    #[inline]
+    pub(crate) fn sync_within(&self, period: Duration) {
+        let due = self.watch.due.load(Ordering::Relaxed);
+        // One that is due no later than it would be if it had been asked for now: no need to know the time.
+        if due == NEVER || period < Duration::from_secs(1) {
+            let period_ms = u64::try_from(period.as_millis()).unwrap_or(NEVER - 1);
+            let wanted = self.watch.now().saturating_add(period_ms).min(NEVER - 1);
+            self.watch.due.fetch_min(wanted, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Watch {
+    fn keep(&self, tree: &Tree, log: &Log, woken: &Receiver<()>, stopped: &Receiver<()>) {
+        let commit = &tree.commit;
+        loop {
+            select! {
+                recv(woken) -> _ => {}
+                recv(stopped) -> _ => return,
+            }
+            let mut last = log.written();
+            loop {
+                select! {
+                    recv(stopped) -> _ => return,
+                    default(TICK) => {}
+                }
+                let seq = commit.position().seq;
+                // A failure is told to whoever writes.
+                let _ = log.write_out(commit, seq);
+                if self.due.load(Ordering::Relaxed) <= self.now() {
+                    self.due.store(NEVER, Ordering::Relaxed);
+                    let _ = log.sync(commit, seq);
+                }
+                let is_idle = seq == last && self.due.load(Ordering::Relaxed) == NEVER;
+                last = seq;
+                if !is_idle {
+                    continue;
+                }
+                let _ = log.mark(commit);
+                self.awake.store(false, Ordering::SeqCst);
+                // Somebody may have seen it awake just before.
+                if commit.position().seq == seq || self.awake.swap(true, Ordering::SeqCst) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop = None;
+        for thread in self.threads.drain(..) {
+            // A panic there is our bug; the log it left behind tells.
+            let _ = thread.join();
+        }
+    }
+}

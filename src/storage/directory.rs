@@ -1,0 +1,234 @@
+//! The directory of a database: what its files are called, who it belongs to, and that one process has it.
+//!
+//! Segments of the log and snapshots are named by *ordinals*, which only grow: `0000000007.log`,
+//! `0000000008.snap`. A file has its name only once it is whole and durable, so that one under such a name
+//! that is not whole was damaged; what is left of one in the making ends in `.tmp` and means nothing.
+
+use std::any::Any;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Disk, DiskFile, directory_of, read_exact_at, temporary_path, write_all_at};
+use crate::clock::random_id;
+use crate::error::{Error, Result};
+use crate::format::log::{IDENTITY_LEN, Identity};
+
+const LOCK: &str = "lock";
+const IDENTITY: &str = "identity";
+
+/// What a name in the directory stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum FileKind {
+    Segment(u64),
+    Snapshot(u64),
+    Identity,
+    Lock,
+    /// Left by someone who was interrupted.
+    Temporary,
+    /// Not ours.
+    Other,
+}
+
+impl FileKind {
+    pub(crate) fn of(name: &OsStr) -> Self {
+        let Some(name) = name.to_str() else { return FileKind::Other };
+        let ordinal = |suffix: &str, kind: fn(u64) -> FileKind| {
+            let ordinal = name.strip_suffix(suffix)?.parse().ok()?;
+            // One spelling only: `7.log` is not segment 7 a second time.
+            (kind(ordinal).name()? == name).then_some(kind(ordinal))
+        };
+        match name {
+            LOCK => FileKind::Lock,
+            IDENTITY => FileKind::Identity,
+            _ => ordinal(".log", FileKind::Segment)
+                .or_else(|| ordinal(".snap", FileKind::Snapshot))
+                .unwrap_or(match name.starts_with('.') && name.ends_with(".tmp") {
+                    true => FileKind::Temporary,
+                    false => FileKind::Other,
+                }),
+        }
+    }
+
+    /// The name of a segment or snapshot.
+    fn name(self) -> Option<String> {
+        match self {
+            FileKind::Segment(ordinal) => Some(format!("{ordinal:010}.log")),
+            FileKind::Snapshot(ordinal) => Some(format!("{ordinal:010}.snap")),
+            _ => None,
+        }
+    }
+}
+
+/// A database's directory, held by this process for as long as this lives.
+pub(crate) struct Directory {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) path: PathBuf,
+    pub(crate) identity: Identity,
+    lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+impl Directory {
+    /// Makes the directory if there is none, locks it, and learns or draws its identity.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Io`], [`Error::Corrupt`] for a damaged identity.
+    pub(crate) fn claim(disk: Arc<dyn Disk>, path: &Path) -> Result<Self> {
+        match disk.create_dir(path) {
+            Ok(()) => {
+                let parent = directory_of(path);
+                disk.sync_dir(parent).map_err(|source| Error::io("sync", parent, source))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(Error::io("create", path, source)),
+        }
+        let lock_path = path.join(LOCK);
+        // Before anything is read: what another process is changing means nothing.
+        let lock = disk.lock(&lock_path).map_err(|source| Error::io("lock", &lock_path, source))?;
+        let Some(lock) = lock else { return Err(Error::Locked { path: lock_path }) };
+        let identity = identity(&*disk, path)?;
+        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(Some(lock)) })
+    }
+
+    /// Lets another process have it: nothing is done here any more.
+    pub(crate) fn release(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    pub(crate) fn segment(&self, ordinal: u64) -> PathBuf {
+        self.file(FileKind::Segment(ordinal))
+    }
+
+    pub(crate) fn snapshot(&self, ordinal: u64) -> PathBuf {
+        self.file(FileKind::Snapshot(ordinal))
+    }
+
+    fn file(&self, kind: FileKind) -> PathBuf {
+        self.path.join(kind.name().expect("a segment or a snapshot"))
+    }
+
+    /// The names in the directory and what they stand for.
+    pub(crate) fn list(&self) -> Result<Vec<(OsString, FileKind)>> {
+        let names = self.disk.list(&self.path);
+        let names = names.map_err(|source| Error::io("list", &self.path, source))?;
+        Ok(names.into_iter().map(|name| (name.clone(), FileKind::of(&name))).collect())
+    }
+
+    /// Makes changes of names durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.disk.sync_dir(&self.path).map_err(|source| Error::io("sync", &self.path, source))
+    }
+
+    /// Removes a file, if it is there.
+    pub(crate) fn remove(&self, path: &Path) -> Result<()> {
+        match self.disk.remove(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads the directory's identity; a directory without one, that holds no file of ours, gets one.
+fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
+    let path = dir.join(IDENTITY);
+    match disk.open(&path) {
+        Ok(file) => {
+            let told = |source| Error::io("read", &path, source);
+            let len = file.len().map_err(told)?.min(IDENTITY_LEN as u64 + 1);
+            #[expect(clippy::cast_possible_truncation, reason = "as long as an identity at most")]
+            let mut bytes = vec![0; len as usize];
+            read_exact_at(&*file, &mut bytes, 0).map_err(told)?;
+            Identity::decode(&bytes).map_err(|d| Error::corrupt(&path, d.at, d.fault))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let names = disk.list(dir).map_err(|source| Error::io("list", dir, source))?;
+            let ours = |name: &&OsString| {
+                matches!(FileKind::of(name), FileKind::Segment(_) | FileKind::Snapshot(_))
+            };
+            if names.iter().any(|name| ours(&name)) {
+                return Err(Error::io("open", &path, error));
+            }
+            let identity = Identity { dataset: random_id()?, node: random_id()? };
+            create_whole(disk, &path, &identity.encode())?;
+            Ok(identity)
+        }
+        Err(source) => Err(Error::io("open", &path, source)),
+    }
+}
+
+/// Makes a small file that is whole and durable before it has its name.
+fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = directory_of(path);
+    let (temporary, file) = create_temporary(disk, path)?;
+    write_all_at(&*file, bytes, 0)
+        .map_err(|source| Error::io("write", &temporary, source))
+        .and_then(|()| file.sync_all().map_err(|source| Error::io("sync", &temporary, source)))
+        .and_then(|()| {
+            disk.rename(&temporary, path).map_err(|source| Error::io("rename to", path, source))
+        })
+        .inspect_err(|_| {
+            // It failed for another reason, which is the one that is told.
+            let _ = disk.remove(&temporary);
+        })?;
+    disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source))
+}
+
+/// A new file beside `path`, under a name that says it is not whole.
+pub(crate) fn create_temporary(
+    disk: &dyn Disk,
+    path: &Path,
+) -> Result<(PathBuf, Box<dyn DiskFile>)> {
+    let temporary = temporary_path(path).map_err(|source| Error::io("create", path, source))?;
+    let file =
+        disk.create_new(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
+    Ok((temporary, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim::SimDisk;
+
+    #[test]
+    fn a_name_has_one_spelling() {
+        let cases = [
+            ("0000000007.log", FileKind::Segment(7)),
+            ("0000000007.snap", FileKind::Snapshot(7)),
+            ("12345678901.log", FileKind::Segment(12_345_678_901)),
+            ("7.log", FileKind::Other),
+            ("00000000007.log", FileKind::Other),
+            ("+000000007.log", FileKind::Other),
+            ("0000000007.LOG", FileKind::Other),
+            ("0000000007.log~", FileKind::Other),
+            (".0000000007.log.0123456789abcdef.tmp", FileKind::Temporary),
+            ("lock", FileKind::Lock),
+            ("identity", FileKind::Identity),
+            ("", FileKind::Other),
+        ];
+        for (name, kind) in cases {
+            assert_eq!(FileKind::of(OsStr::new(name)), kind, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_has_one_holder_and_keeps_its_identity() {
+        let disk = SimDisk::new();
+        let dir = Path::new("/db");
+        let claim = || Directory::claim(Arc::new(disk.clone()), dir);
+        let first = claim().unwrap();
+        assert!(matches!(claim(), Err(Error::Locked { .. })));
+        let identity = first.identity;
+        drop(first);
+        assert_eq!(claim().unwrap().identity, identity);
+
+        disk.edit(&dir.join("identity"), |bytes| bytes[20] ^= 1).unwrap();
+        assert!(matches!(claim(), Err(Error::Corrupt { offset: 60, .. })));
+        disk.remove(&dir.join("identity")).unwrap();
+        disk.create_new(&dir.join("0000000001.log")).unwrap();
+        // Whose log it is nobody can say.
+        assert!(matches!(claim(), Err(Error::Io { op: "open", .. })));
+    }
+}

@@ -1,0 +1,512 @@
+//! The log as it is written: the tail brought to its segment, synced for all who wait at once, segments made ahead.
+//!
+//! Three locks, none held while another of them is waited for but in this order: `making` (one segment is made at
+//! a time), `writer` (who holds it brings the tail to the file, for all: flat combining), and the commit lock. A
+//! sync holds none of them. What was written is told by Seq: [`written`](Log::written) has left the process,
+//! [`durable`](Log::durable) has reached the disk.
+//!
+//! **Any failed write or sync ends the log** until [`Log::restart`]: nobody knows which bytes the disk has
+//! (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). That there is no room for the next
+//! segment ends nothing: a writer is told before anything changed, and the next one tries again.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::directory::Directory;
+use super::segment::{OVERHEAD, Segment, Spare};
+use super::{DiskFile, write_all_at};
+use crate::commit::{Commit, Drained, Room};
+use crate::error::{Error, LogFailure, Result};
+use crate::format::log::{Base, Beginning, Frame, Framed, MARK_LEN, RECORD_FRAME_LEN};
+use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use crate::position::Seq;
+use crate::sync::assert_no_latch;
+
+/// The length of the first segment of a run; each further one is four times as long as the one before.
+const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
+/// Records may wait in memory up to this many bytes, unless a longer one must.
+const TAIL_BYTES: u64 = 16 << 20;
+/// A mark with the fingerprint follows at least so many bytes of records.
+const MARK_EVERY: u64 = 64 << 10;
+/// Room for the marks that may come between two promises of room.
+const MARKS: u64 = 4 << 10;
+
+type Outcome<T> = std::result::Result<T, LogFailure>;
+
+/// See the file's head.
+pub(crate) struct Log {
+    pub(crate) directory: Directory,
+    /// The longest segments, but for single records that are longer.
+    segment_bytes: u64,
+    /// The next number for a file.
+    next_ordinal: AtomicU64,
+    making: Mutex<()>,
+    writer: Mutex<Writer>,
+    /// Release when set, acquire when read: who sees a Seq here finds its record in the file.
+    written: AtomicU64,
+    /// As `written`, of what was synced.
+    durable: AtomicU64,
+    syncing: Mutex<Syncing>,
+    synced: Condvar,
+    /// Asks for a segment to be made ahead.
+    want_spare: Sender<()>,
+    pub(crate) spare_wanted: Receiver<()>,
+}
+
+#[derive(Debug, Default)]
+struct Syncing {
+    /// Somebody syncs; who waits looks again when he is done.
+    running: bool,
+}
+
+/// Where the log stands.
+struct Writer {
+    current: Option<Segment>,
+    spare: Option<Spare>,
+    /// Segments that were left and not synced since, oldest first.
+    unsynced: Vec<(u64, Arc<Path>, Arc<dyn DiskFile>)>,
+    /// Segments that were left, oldest first.
+    closed: VecDeque<Closed>,
+    /// What the last record written leaves.
+    base: Base,
+    /// The segment that the first one of this run goes on from, and where it ends.
+    previous: Option<(u64, u64)>,
+    /// Memory for the tail.
+    empty: Vec<u8>,
+    unmarked: u64,
+    next_len: u64,
+    failure: Option<LogFailure>,
+    finished: bool,
+}
+
+/// A segment that nothing more is written to.
+#[derive(Debug, Clone)]
+pub(crate) struct Closed {
+    pub(crate) ordinal: u64,
+    pub(crate) bytes: u64,
+    /// The last batch in it, and when that was.
+    pub(crate) last: Seq,
+    pub(crate) time_ms: u64,
+}
+
+/// Where a log goes on: what recovery found.
+pub(crate) struct Start {
+    pub(crate) base: Base,
+    pub(crate) previous: Option<(u64, u64)>,
+    pub(crate) closed: Vec<Closed>,
+    pub(crate) next_ordinal: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic with one of these held is our bug and ends in a log that failed; what they protect is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Log {
+    /// A log that goes on from `start`, in `spare` if there is one.
+    pub(crate) fn new(
+        directory: Directory,
+        segment_bytes: u64,
+        start: Start,
+        spare: Option<Spare>,
+    ) -> Self {
+        let (want_spare, spare_wanted) = bounded(1);
+        let seq = start.base.position.seq.0;
+        Self {
+            directory,
+            segment_bytes: segment_bytes.max(OVERHEAD + MARKS),
+            next_ordinal: AtomicU64::new(start.next_ordinal),
+            making: Mutex::new(()),
+            writer: Mutex::new(Writer {
+                current: None,
+                spare,
+                unsynced: Vec::new(),
+                closed: start.closed.into(),
+                base: start.base,
+                previous: start.previous,
+                empty: Vec::new(),
+                unmarked: 0,
+                next_len: FIRST_SEGMENT_BYTES,
+                failure: None,
+                finished: false,
+            }),
+            written: AtomicU64::new(seq),
+            durable: AtomicU64::new(seq),
+            syncing: Mutex::default(),
+            synced: Condvar::new(),
+            want_spare,
+            spare_wanted,
+        }
+    }
+
+    /// A number for a new file.
+    pub(crate) fn take_ordinal(&self) -> u64 {
+        // Relaxed: a counter that orders nothing.
+        self.next_ordinal.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The last Seq that has left the process.
+    pub(crate) fn written(&self) -> Seq {
+        Seq(self.written.load(Ordering::Acquire))
+    }
+
+    /// The last Seq that is on the disk.
+    pub(crate) fn durable(&self) -> Seq {
+        Seq(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Why the log takes no more, if it doesn't.
+    pub(crate) fn failure(&self) -> Option<LogFailure> {
+        lock(&self.writer).failure.clone()
+    }
+
+    /// Brings the record of `seq` to the file, and with it all others that wait.
+    ///
+    /// # Errors
+    /// Why the log has failed, now or before.
+    #[inline]
+    pub(crate) fn write_out(&self, commit: &Commit, seq: Seq) -> Outcome<()> {
+        if self.written() >= seq {
+            return Ok(());
+        }
+        assert_no_latch("the log");
+        let mut writer = lock(&self.writer);
+        // Whoever held the lock may have brought ours along.
+        if self.written() >= seq {
+            return Ok(());
+        }
+        self.write_tail(&mut writer, commit, false)
+    }
+
+    fn write_tail(&self, writer: &mut Writer, commit: &Commit, with_mark: bool) -> Outcome<()> {
+        if let Some(failure) = &writer.failure {
+            return Err(failure.clone());
+        }
+        let drained = commit.drain(std::mem::take(&mut writer.empty));
+        let (last, durable) = (drained.base.position.seq, self.durable());
+        let spare_taken = writer.spare.is_some();
+        if let Err(failure) = writer.place(drained, durable, with_mark) {
+            self.fail(writer, commit, &failure);
+            return Err(failure);
+        }
+        self.written.store(last.0, Ordering::Release);
+        commit.set_tail_limit(writer.limit(0));
+        if spare_taken && writer.spare.is_none() {
+            self.ask_for_spare();
+        }
+        Ok(())
+    }
+
+    /// Wakes whoever makes segments ahead; does nothing if nobody does.
+    pub(crate) fn ask_for_spare(&self) {
+        // Full: it is asked for already.
+        let _ = self.want_spare.try_send(());
+    }
+
+    fn fail(&self, writer: &mut Writer, commit: &Commit, failure: &LogFailure) {
+        writer.failure.get_or_insert_with(|| failure.clone());
+        commit.fail_log(failure);
+        // Under its lock: nobody who has just seen no failure may begin to wait.
+        let _syncing = lock(&self.syncing);
+        self.synced.notify_all();
+    }
+
+    /// Waits until the record of `seq` is on the disk. One sync serves all who wait for it.
+    ///
+    /// # Errors
+    /// As [`Log::write_out`].
+    pub(crate) fn sync(&self, commit: &Commit, seq: Seq) -> Outcome<()> {
+        assert_no_latch("a sync");
+        loop {
+            if self.durable() >= seq {
+                return Ok(());
+            }
+            let mut syncing = lock(&self.syncing);
+            if syncing.running {
+                // Its end tells all; what it does not cover begins the next.
+                while syncing.running && self.durable() < seq {
+                    syncing = self.synced.wait(syncing).unwrap_or_else(PoisonError::into_inner);
+                }
+                continue;
+            }
+            if self.durable() >= seq {
+                return Ok(());
+            }
+            syncing.running = true;
+            drop(syncing);
+            let done = self.sync_all(commit);
+            lock(&self.syncing).running = false;
+            self.synced.notify_all();
+            done?;
+        }
+    }
+
+    /// Writes out the tail and syncs all that was written.
+    fn sync_all(&self, commit: &Commit) -> Outcome<()> {
+        let (target, files, has_current) = {
+            let mut writer = lock(&self.writer);
+            self.write_tail(&mut writer, commit, false)?;
+            (writer.base.position.seq, writer.files_to_sync(), writer.current.is_some())
+        };
+        for (_, path, file) in &files {
+            if let Err(source) = file.sync_data() {
+                let failure = LogFailure::new("sync", path, source);
+                self.fail(&mut lock(&self.writer), commit, &failure);
+                return Err(failure);
+            }
+        }
+        let mut writer = lock(&self.writer);
+        // A failure meanwhile is told to who waits, whatever this sync has achieved.
+        if let Some(failure) = &writer.failure {
+            return Err(failure.clone());
+        }
+        // The last of them was the current one: if it was left since, more may have gone into it before.
+        let left = files.len() - usize::from(has_current);
+        writer.unsynced.drain(..left);
+        self.durable.fetch_max(target.0, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Appends a mark that says how far the log is durable, if that is all of it. Not synced: the next one will do.
+    pub(crate) fn mark(&self, commit: &Commit) -> Outcome<()> {
+        let mut writer = lock(&self.writer);
+        if writer.unmarked == 0 || writer.base.position.seq > self.durable() {
+            return Ok(());
+        }
+        self.write_tail(&mut writer, commit, true)
+    }
+
+    /// Makes a segment ahead, if there is none, long enough for a record of `len` bytes.
+    ///
+    /// # Errors
+    /// Why it can't be made; the log has not failed by that.
+    pub(crate) fn make_spare(&self, commit: &Commit, len: u64) -> Result<()> {
+        let _making = lock(&self.making);
+        let needed = len + OVERHEAD + MARKS;
+        let capacity = {
+            let mut writer = lock(&self.writer);
+            if let Some(failure) = &writer.failure {
+                return Err(Error::LogFailed(failure.clone()));
+            }
+            if writer.finished {
+                return Err(Error::Closed);
+            }
+            let limit = writer.limit(len);
+            commit.set_tail_limit(limit);
+            let is_enough = if len == 0 { writer.spare.is_some() } else { limit >= len };
+            if is_enough {
+                return Ok(());
+            }
+            let usual = writer.next_len.min(self.segment_bytes);
+            writer.next_len = (usual * 4).min(self.segment_bytes);
+            usual.max(needed)
+        };
+        let spare = Spare::make(&self.directory, self.take_ordinal(), capacity)?;
+        let mut writer = lock(&self.writer);
+        let replaced = writer.spare.replace(spare);
+        commit.set_tail_limit(writer.limit(len));
+        drop(writer);
+        match replaced {
+            Some(Spare { path, .. }) => self.directory.remove(&path),
+            None => Ok(()),
+        }
+    }
+
+    /// Segments that were left, oldest first.
+    pub(crate) fn closed(&self) -> Vec<Closed> {
+        lock(&self.writer).closed.iter().cloned().collect()
+    }
+
+    /// Removes the oldest segments, up to and including that of `ordinal`. Their batches are in a snapshot.
+    pub(crate) fn prune(&self, ordinal: u64) -> Result<()> {
+        loop {
+            let oldest = lock(&self.writer).closed.front().map(|closed| closed.ordinal);
+            let Some(oldest) = oldest.filter(|oldest| *oldest <= ordinal) else { return Ok(()) };
+            self.directory.remove(&self.directory.segment(oldest))?;
+            lock(&self.writer).closed.pop_front();
+        }
+    }
+
+    /// Brings all to the disk, marks it, and gives back the room that was not used. The database is closed:
+    /// nothing comes any more. Done again, it does what it did not do before.
+    pub(crate) fn finish(&self, commit: &Commit) -> Result<()> {
+        let failed = |failure| Error::LogFailed(failure);
+        self.sync_all(commit).map_err(failed)?;
+        // Nobody makes a segment any more once this is set.
+        let _making = lock(&self.making);
+        {
+            let mut writer = lock(&self.writer);
+            if writer.finished {
+                return Ok(());
+            }
+            writer.finished = true;
+        }
+        self.mark(commit).map_err(failed)?;
+        let mut writer = lock(&self.writer);
+        let mut give_back = || -> Result<()> {
+            if let Some(current) = &writer.current {
+                let Segment { file, path, offset, .. } = current;
+                file.set_len(*offset).map_err(|source| Error::io("cut", path, source))?;
+                file.sync_all().map_err(|source| Error::io("sync", path, source))?;
+            }
+            // A directory with a snapshot always has a segment: that none is there must mean that it is missing.
+            let has_segment = writer.current.is_some() || !writer.closed.is_empty();
+            if has_segment && let Some(spare) = writer.spare.take() {
+                self.directory.remove(&spare.path)?;
+                self.directory.sync()?;
+            }
+            Ok(())
+        };
+        let given = give_back();
+        writer.finished = given.is_ok();
+        if given.is_ok() {
+            self.directory.release();
+        }
+        given
+    }
+}
+
+impl Room for Log {
+    fn make_room(&self, commit: &Commit, len: u64) -> Result<()> {
+        assert_no_latch("a wait for room in the log");
+        {
+            let mut writer = lock(&self.writer);
+            self.write_tail(&mut writer, commit, false).map_err(Error::LogFailed)?;
+            let limit = writer.limit(len);
+            if limit >= len {
+                commit.set_tail_limit(limit);
+                return Ok(());
+            }
+        }
+        self.make_spare(commit, len)
+    }
+}
+
+impl Writer {
+    /// So many bytes of records are sure to have a place; `wanted` at the least, if there is one for them.
+    fn limit(&self, wanted: u64) -> u64 {
+        // Records go one behind the other, into the spare once one does not fit. All of them
+        // fit for certain if all would fit into either.
+        let here = self.current.as_ref().map_or(0, Segment::room);
+        let spare = self.spare.as_ref().map_or(0, |spare| spare.capacity - OVERHEAD);
+        let sure = here.max(spare).saturating_sub(MARKS);
+        sure.min(TAIL_BYTES.max(wanted))
+    }
+
+    /// What a sync must reach, oldest first.
+    fn files_to_sync(&self) -> Vec<(u64, Arc<Path>, Arc<dyn DiskFile>)> {
+        let mut files = self.unsynced.clone();
+        files.extend(self.current.as_ref().map(|current| {
+            (current.label.ordinal, Arc::clone(&current.path), Arc::clone(&current.file))
+        }));
+        files
+    }
+
+    /// Writes what was drained behind all there is, and a mark if one is asked for or due.
+    fn place(&mut self, drained: Drained, durable: Seq, with_mark: bool) -> Outcome<()> {
+        let is_due = self.unmarked + drained.bytes.len() as u64 >= MARK_EVERY;
+        let with_mark = with_mark || is_due;
+        let Drained { mut bytes, linked, base, fingerprint } = drained;
+        let mut linked = linked.into_iter().peekable();
+        // Not written yet: from `start` on, which goes to `to` of the current segment.
+        let (mut at, mut start) = (0, 0);
+        let mut to = self.current.as_ref().map_or(0, |current| current.offset);
+        while at < bytes.len() {
+            let body_at = at + RECORD_FRAME_LEN;
+            let body_len = body_len(&bytes[at..]);
+            let len = (RECORD_FRAME_LEN + body_len) as u64;
+            if self.current.as_ref().is_none_or(|current| current.room() < len) {
+                self.write(&bytes[start..at], to)?;
+                self.go_on(durable)?;
+                start = at;
+                to = self.current.as_ref().map_or(0, |current| current.offset);
+            }
+            let current = self.current.as_mut().expect("room was promised");
+            let frame = bytes[at..].first_chunk_mut().expect("a frame's room and a header");
+            Frame::fill(frame, durable, current.label.salt, current.offset);
+            current.offset += len;
+            self.unmarked += len;
+            let header = &bytes[at + RECORD_FRAME_LEN - RECORD_HEADER_LEN..body_at];
+            let header = RecordHeader::decode(header.try_into().expect("its length"))
+                .expect("made under the commit lock");
+            self.base.position.seq = header.seq;
+            self.base.time_ms = header.time_ms;
+            self.base.chain = header.chain;
+            at = body_at;
+            if let Some(long) = linked.next_if(|long| long.at == body_at) {
+                self.write(&bytes[start..at], to)?;
+                to += (at - start) as u64;
+                self.write(&long.body, to)?;
+                to += long.body.len() as u64;
+                start = at;
+                continue;
+            }
+            at += body_len;
+            if header.kind == RecordKind::History {
+                let body = HistoryBody::decode(&bytes[body_at..at]).expect("as it was made");
+                self.base.position.history = body.history;
+            }
+        }
+        if with_mark && let Some(current) = &mut self.current {
+            let framed = Framed::Mark { seq: base.position.seq, fingerprint };
+            if current.room() >= MARK_LEN as u64 {
+                Frame { durable, framed }.encode(current.label.salt, current.offset, &mut bytes);
+                current.offset += MARK_LEN as u64;
+                self.unmarked = 0;
+            }
+        }
+        self.write(&bytes[start..], to)?;
+        bytes.clear();
+        self.empty = bytes;
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8], to: u64) -> Outcome<()> {
+        match &self.current {
+            Some(current) if !bytes.is_empty() => write_all_at(&*current.file, bytes, to)
+                .map_err(|source| LogFailure::new("write", &current.path, source)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves the current segment and begins the spare.
+    fn go_on(&mut self, durable: Seq) -> Outcome<()> {
+        let spare = self.spare.take().expect("room was promised");
+        if let Some(left) = self.current.take() {
+            let next = spare.label.ordinal;
+            let mut end = Vec::new();
+            Frame { durable, framed: Framed::End { next } }.encode(
+                left.label.salt,
+                left.offset,
+                &mut end,
+            );
+            self.previous = Some((left.label.ordinal, left.offset));
+            self.closed.push_back(Closed {
+                ordinal: left.label.ordinal,
+                bytes: left.offset + end.len() as u64,
+                last: self.base.position.seq,
+                time_ms: self.base.time_ms,
+            });
+            write_all_at(&*left.file, &end, left.offset)
+                .map_err(|source| LogFailure::new("write", &left.path, source))?;
+            self.unsynced.push((left.label.ordinal, left.path, left.file));
+        }
+        let beginning = Beginning { base: self.base, previous: self.previous, durable };
+        let begun = Segment::begin(spare, &beginning);
+        let begun =
+            begun.map_err(|(spare, source)| LogFailure::new("write", &spare.path, source))?;
+        self.current = Some(begun);
+        Ok(())
+    }
+}
+
+/// The length of the body of the record whose frame's room `bytes` begin with.
+fn body_len(bytes: &[u8]) -> usize {
+    let at = RECORD_FRAME_LEN - RECORD_HEADER_LEN;
+    let len = bytes[at..].first_chunk().expect("a frame's room and a header");
+    u32::from_le_bytes(*len) as usize
+}

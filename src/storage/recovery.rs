@@ -1,0 +1,499 @@
+//! Recovery: which snapshot, which segments, how far; then their batches, in order.
+//!
+//! Two halves. [`plan`] is pure: what was found in, what to do out. [`replay`] does it: every frame is proven and
+//! follows the one before, and what it carries is handed to whoever applies it. Where the frames end,
+//! one of two things happened: *the writer died here*, which is no error, or *the bytes are wrong*. What was
+//! durable decides: if any frame behind, or the beginning of any later segment, says that the log was durable
+//! further than what could be read, bytes are missing that were there.
+
+use std::fmt;
+
+use super::directory::{Directory, FileKind};
+use super::log::{Closed, Start};
+use super::segment::{Begun, Found, Frames, Item, durable_behind};
+use crate::error::{Error, Fault, Result};
+use crate::format::log::{Base, LABEL_LEN, SEGMENT_HEADER_LEN};
+use crate::format::record::{HistoryBody, RecordKind};
+use crate::position::{HistoryId, Position, Seq};
+
+/// How much damage to the log a database is opened with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecoveryMode {
+    /// None: also what a crash leaves behind the last whole batch is an error.
+    Strict,
+    /// What a crash leaves: the log ends with its last whole batch. Damage to anything that was durable is an
+    /// error.
+    #[default]
+    TolerateTail,
+}
+
+/// A segment, as far as a plan goes by it.
+#[derive(Debug, Clone)]
+pub(crate) struct SegmentFact {
+    pub(crate) ordinal: u64,
+    pub(crate) begun: Begun,
+}
+
+/// A snapshot, as far as a plan goes by it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SnapshotFact {
+    pub(crate) ordinal: u64,
+    /// The last batch in it; `None` if the file is damaged.
+    pub(crate) seq: Option<Seq>,
+}
+
+/// What is to be done with the files of a directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// To be loaded first.
+    pub(crate) snapshot: Option<u64>,
+    /// To be replayed, one behind the other.
+    pub(crate) segments: Vec<u64>,
+    /// Older than what is needed.
+    pub(crate) outdated: Vec<u64>,
+    /// Made ahead and never begun: the newest may be used, the others are in nobody's way.
+    pub(crate) blank: Vec<u64>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Every snapshot that would do is damaged, this one the newest.
+    Damaged { snapshot: u64 },
+    /// The log goes on from a batch that no snapshot holds: an older segment or a snapshot is missing.
+    Gap { segment: u64, base: Seq },
+    /// There is a snapshot and no log at all.
+    NoLog { snapshot: u64 },
+}
+
+/// Decides what to recover from; both slices ascend.
+pub(crate) fn plan(
+    mode: RecoveryMode,
+    segments: &[SegmentFact],
+    snapshots: &[SnapshotFact],
+) -> std::result::Result<Plan, Refusal> {
+    let is_begun = |fact: &SegmentFact| !matches!(fact.begun, Begun::No);
+    // Behind the last one that was begun. One before it was begun as well; it is told as if it were torn.
+    let end = segments.iter().rposition(is_begun).map_or(0, |last| last + 1);
+    let (begun, blank) = segments.split_at(end);
+    // The newest run of segments each of which names one before it that is there.
+    let is_there = |ordinal| segments.iter().any(|fact| fact.ordinal == ordinal);
+    let first = begun.iter().rposition(|fact| match &fact.begun {
+        Begun::Yes(beginning) => {
+            !beginning.previous.is_some_and(|(previous, _)| is_there(previous))
+        }
+        _ => false,
+    });
+    let (outdated, chain) = begun.split_at(first.unwrap_or(0));
+    let base = chain.first().map(|fact| match &fact.begun {
+        Begun::Yes(beginning) => beginning.base.position.seq,
+        _ => Seq(0),
+    });
+    let newest = snapshots.last().map(|snapshot| snapshot.ordinal);
+    if let (Some(snapshot), true) = (newest, segments.is_empty()) {
+        return Err(Refusal::NoLog { snapshot });
+    }
+    let reaches = |seq: Seq| base.is_none_or(|base| seq >= base);
+    let snapshot = snapshots.iter().rev().find(|fact| fact.seq.is_some_and(reaches));
+    let damaged = snapshots.iter().rev().find(|fact| fact.seq.is_none());
+    let is_newest_damaged = snapshots.last().is_some_and(|newest| newest.seq.is_none());
+    match damaged {
+        // It may have been the only one to hold something.
+        Some(damaged)
+            if snapshot.is_none() || (is_newest_damaged && mode == RecoveryMode::Strict) =>
+        {
+            return Err(Refusal::Damaged { snapshot: damaged.ordinal });
+        }
+        _ => {}
+    }
+    if let (None, Some(base), Some(oldest)) = (snapshot, base, chain.first())
+        && base > Seq(0)
+    {
+        return Err(Refusal::Gap { segment: oldest.ordinal, base });
+    }
+    let ordinals = |facts: &[SegmentFact]| facts.iter().map(|fact| fact.ordinal).collect();
+    Ok(Plan {
+        snapshot: snapshot.map(|snapshot| snapshot.ordinal),
+        segments: ordinals(chain),
+        outdated: ordinals(outdated),
+        blank: ordinals(blank),
+    })
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+pub(crate) type Applied = std::result::Result<(), ApplyError>;
+
+/// Takes what recovery reads, in order.
+pub(crate) trait Apply {
+    /// All that was handed over takes effect, before its bytes go.
+    fn flush(&mut self) -> Applied;
+    /// A batch that is not in the snapshot.
+    fn batch(&mut self, position: Position, time_ms: u64, body: &[u8]) -> Applied;
+    /// A history begins with the record at `position`; the snapshot does not know of it.
+    fn history(&mut self, position: Position, time_ms: u64, body: &HistoryBody);
+    /// All batches up to here sum up to `fingerprint`.
+    fn check(&mut self, fingerprint: u64) -> Applied;
+}
+
+/// Why something read from the log was not applied.
+#[derive(Debug)]
+pub(crate) enum ApplyError {
+    Fault(Fault),
+    Error(Error),
+}
+
+impl From<Error> for ApplyError {
+    fn from(error: Error) -> Self {
+        ApplyError::Error(error)
+    }
+}
+
+/// Where the log was found to end.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) base: Base,
+    pub(crate) closed: Vec<Closed>,
+    pub(crate) previous: Option<(u64, u64)>,
+    /// Bytes of the log behind the last whole batch, which are gone.
+    pub(crate) torn_bytes: u64,
+    pub(crate) batches: u64,
+}
+
+impl Recovered {
+    pub(crate) fn start(self, next_ordinal: u64) -> Start {
+        let Recovered { base, closed, previous, .. } = self;
+        Start { base, previous, closed, next_ordinal }
+    }
+}
+
+/// Replays `segments` over a state that ends at `from`, and cuts off what a crash left behind.
+///
+/// # Errors
+/// [`Error::Corrupt`] where something that was durable can't be read; nothing is changed then.
+pub(crate) fn replay(
+    directory: &Directory,
+    mode: RecoveryMode,
+    segments: &[Found],
+    from: Base,
+    is_on_line: impl Fn(Position) -> bool,
+    apply: &mut impl Apply,
+) -> Result<Recovered> {
+    let mut recovered =
+        Recovered { base: from, closed: Vec::new(), previous: None, torn_bytes: 0, batches: 0 };
+    let mut base = None;
+    for (at, found) in segments.iter().enumerate() {
+        let bytes = found.bytes(directory)?;
+        let later = &segments[at + 1..];
+        let corrupt = |offset: usize, fault| Error::corrupt(&found.path, offset as u64, fault);
+        let beginning = match &found.beginning {
+            Begun::Yes(beginning) => beginning,
+            // Made ahead, and left for a longer one or not needed yet.
+            Begun::No if !later.iter().any(|later| later.goes_on_from() == Some(found.ordinal)) => {
+                continue;
+            }
+            unclear => {
+                let fault = match unclear {
+                    Begun::Unclear { fault, .. } => fault.clone(),
+                    _ => Fault::Missing,
+                };
+                let torn = Tear { at, offset: LABEL_LEN, fault: Some(fault), is_end: false };
+                torn.cut(directory, mode, segments, &bytes, &mut recovered)?;
+                break;
+            }
+        };
+        let is_ours = match base {
+            Some(base) => base == beginning.base,
+            // What lies before it is in the snapshot.
+            None => is_on_line(beginning.base.position),
+        };
+        if !is_ours {
+            let fault = Fault::Foreign { field: "segment that does not go on from the one before" };
+            return Err(corrupt(LABEL_LEN, fault));
+        }
+        let next_end = later.iter().find_map(|next| match &next.beginning {
+            Begun::Yes(beginning) => {
+                beginning.previous.filter(|(ordinal, _)| *ordinal == found.ordinal)
+            }
+            _ => None,
+        });
+        let mut frames = Frames::new(&bytes, found.label.salt, beginning.base);
+        let mut tear = None;
+        loop {
+            if next_end == Some((found.ordinal, frames.offset as u64)) {
+                break;
+            }
+            let (offset, salvaged) = (frames.offset, frames.base);
+            let item = match frames.next() {
+                Ok(Some(item)) => item,
+                ended => {
+                    tear = Some(Tear { at, offset, fault: ended.err(), is_end: false });
+                    break;
+                }
+            };
+            let told = |error: ApplyError| match error {
+                ApplyError::Fault(fault) => corrupt(offset, fault),
+                ApplyError::Error(error) => error,
+            };
+            match item {
+                Item::Record { header, body } => {
+                    let mut history = salvaged.position.history;
+                    let first = match header.kind {
+                        RecordKind::History => {
+                            let first = HistoryBody::decode(body)
+                                .map_err(|damage| corrupt(offset, damage.fault))?;
+                            history = first.history;
+                            Some(first)
+                        }
+                        RecordKind::Batch => None,
+                    };
+                    frames.base.position.history = history;
+                    let position = Position { history, seq: header.seq };
+                    if header.seq <= from.position.seq {
+                        if header.seq == from.position.seq && position != from.position {
+                            return Err(corrupt(offset, FOREIGN));
+                        }
+                        continue;
+                    }
+                    recovered.batches += 1;
+                    match first {
+                        Some(first) => apply.history(position, header.time_ms, &first),
+                        None => apply.batch(position, header.time_ms, body).map_err(told)?,
+                    }
+                }
+                Item::Mark { seq, fingerprint } => {
+                    if seq != frames.base.position.seq {
+                        return Err(corrupt(offset, Fault::Order { field: "mark" }));
+                    }
+                    if seq >= from.position.seq {
+                        apply.check(fingerprint).map_err(told)?;
+                    }
+                }
+                Item::End { next } => {
+                    if !segments.iter().any(|found| found.ordinal == next) {
+                        let fault = Fault::Foreign { field: "the next segment is missing, or it" };
+                        return Err(corrupt(offset, fault));
+                    }
+                    frames.offset = offset;
+                    tear = Some(Tear { at, offset, fault: None, is_end: true });
+                    break;
+                }
+            }
+        }
+        if frames.base.position.seq >= recovered.base.position.seq {
+            recovered.base = frames.base;
+        } else if !is_on_line(frames.base.position) {
+            return Err(corrupt(frames.offset, FOREIGN));
+        }
+        recovered.previous = Some((found.ordinal, frames.offset as u64));
+        recovered.closed.push(Closed {
+            ordinal: found.ordinal,
+            bytes: frames.offset as u64,
+            last: frames.base.position.seq,
+            time_ms: frames.base.time_ms,
+        });
+        base = Some(frames.base);
+        if let Some(tear) = tear {
+            tear.cut(directory, mode, segments, &bytes, &mut recovered)?;
+            break;
+        }
+    }
+    if recovered.previous.is_some()
+        && recovered.closed.last().is_some_and(|last| last.last < from.position.seq)
+    {
+        // The snapshot goes further than the log: what comes next goes on from it.
+        recovered.previous = None;
+    }
+    Ok(recovered)
+}
+
+const FOREIGN: Fault = Fault::Foreign { field: "log of another history than the snapshot" };
+
+fn has_begun(found: &Found) -> bool {
+    !matches!(found.beginning, Begun::No)
+}
+
+/// Where the frames of a log end.
+struct Tear {
+    /// Which of the segments.
+    at: usize,
+    offset: usize,
+    /// What is wrong there; `None`: nothing was written.
+    fault: Option<Fault>,
+    /// The segment was left here in good order; the next one was not begun, or torn.
+    is_end: bool,
+}
+
+impl Tear {
+    /// Cuts off what lies behind, unless it was durable once.
+    fn cut(
+        self,
+        directory: &Directory,
+        mode: RecoveryMode,
+        segments: &[Found],
+        bytes: &[u8],
+        recovered: &mut Recovered,
+    ) -> Result<()> {
+        let Tear { at, offset, fault, is_end } = self;
+        let found = &segments[at];
+        let mut durable = durable_behind(bytes, found.label.salt, offset);
+        for later in &segments[at + 1..] {
+            if let Begun::Yes(beginning) = &later.beginning {
+                durable = durable.max(beginning.durable);
+            }
+            let bytes = later.bytes(directory)?;
+            durable = durable.max(durable_behind(&bytes, later.label.salt, SEGMENT_HEADER_LEN));
+        }
+        let last = recovered.base.position.seq;
+        let rest = bytes.get(offset..).unwrap_or_default();
+        let is_torn =
+            segments[at + 1..].iter().any(has_begun) || rest.iter().any(|byte| *byte != 0);
+        if durable > last || (mode == RecoveryMode::Strict && is_torn && !is_end) {
+            let cause = fault.unwrap_or(Fault::Missing);
+            let fault = Fault::LogEnds { last, durable, cause: Box::new(cause) };
+            return Err(Error::corrupt(&found.path, offset as u64, fault));
+        }
+        recovered.torn_bytes =
+            rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
+        // From the last on, so that whoever is interrupted finds the same end again.
+        for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
+            directory.remove(&later.path)?;
+        }
+        if offset == LABEL_LEN {
+            directory.remove(&found.path)?;
+        } else if offset as u64 != found.len {
+            let told = |op, source| Error::io(op, &found.path, source);
+            let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;
+            file.set_len(offset as u64).map_err(|source| told("cut", source))?;
+        }
+        directory.sync()
+    }
+}
+
+/// Makes durable what was replayed: it may have been in the system's memory only.
+pub(crate) fn sync_replayed(directory: &Directory, recovered: &Recovered) -> Result<()> {
+    for closed in &recovered.closed {
+        let path = directory.segment(closed.ordinal);
+        let file = directory.disk.open_write(&path).map_err(|s| Error::io("open", &path, s))?;
+        file.sync_all().map_err(|source| Error::io("sync", &path, source))?;
+    }
+    Ok(())
+}
+
+/// What lies in a directory, by kind, ascending.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    pub(crate) segments: Vec<u64>,
+    pub(crate) snapshots: Vec<u64>,
+    pub(crate) temporary: Vec<std::ffi::OsString>,
+}
+
+impl Listed {
+    pub(crate) fn read(directory: &Directory) -> Result<Self> {
+        let mut listed = Listed::default();
+        for (name, kind) in directory.list()? {
+            match kind {
+                FileKind::Segment(ordinal) => listed.segments.push(ordinal),
+                FileKind::Snapshot(ordinal) => listed.snapshots.push(ordinal),
+                FileKind::Temporary => listed.temporary.push(name),
+                FileKind::Identity | FileKind::Lock | FileKind::Other => {}
+            }
+        }
+        listed.segments.sort_unstable();
+        listed.snapshots.sort_unstable();
+        Ok(listed)
+    }
+
+    /// A number that no file has.
+    pub(crate) fn next_ordinal(&self) -> u64 {
+        let newest = self.segments.last().max(self.snapshots.last());
+        newest.map_or(1, |newest| newest + 1)
+    }
+}
+
+/// Whether a history is on a line of spans up to some Seq.
+pub(crate) fn is_on(
+    spans: impl IntoIterator<Item = (HistoryId, Seq, Seq)>,
+    position: Position,
+) -> bool {
+    position.seq == Seq(0)
+        || spans.into_iter().any(|(history, start, end)| {
+            history == position.history && start <= position.seq && position.seq <= end
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::log::Beginning;
+
+    fn begun(ordinal: u64, base: u64, previous: Option<u64>) -> SegmentFact {
+        let position = Position { seq: Seq(base), ..Position::default() };
+        let base = Base { position, ..Base::default() };
+        let previous = previous.map(|ordinal| (ordinal, 999));
+        SegmentFact { ordinal, begun: Begun::Yes(Beginning { base, previous, durable: Seq(0) }) }
+    }
+
+    fn blank(ordinal: u64) -> SegmentFact {
+        SegmentFact { ordinal, begun: Begun::No }
+    }
+
+    fn torn(ordinal: u64) -> SegmentFact {
+        SegmentFact { ordinal, begun: Begun::Unclear { offset: 64, fault: Fault::Missing } }
+    }
+
+    fn whole(ordinal: u64, seq: u64) -> SnapshotFact {
+        SnapshotFact { ordinal, seq: Some(Seq(seq)) }
+    }
+
+    #[test]
+    fn plans() {
+        use RecoveryMode::{Strict, TolerateTail};
+        type Expected<'a> = std::result::Result<(Option<u64>, &'a [u64]), Refusal>;
+        fn check(
+            segments: &[SegmentFact],
+            snapshots: &[SnapshotFact],
+            mode: RecoveryMode,
+            expected: Expected<'_>,
+        ) {
+            let got = plan(mode, segments, snapshots);
+            let got = got.as_ref().map(|plan| (plan.snapshot, &plan.segments[..]));
+            assert_eq!(got, expected.as_ref().copied(), "{segments:?} {snapshots:?} {mode:?}");
+        }
+        let damaged = SnapshotFact { ordinal: 4, seq: None };
+        let log = [begun(1, 0, None), begun(3, 10, Some(1)), begun(5, 20, Some(3))];
+        for mode in [Strict, TolerateTail] {
+            check(&[], &[], mode, Ok((None, &[])));
+            check(&[blank(1)], &[], mode, Ok((None, &[])));
+            check(&log, &[], mode, Ok((None, &[1, 3, 5])));
+            check(&log, &[whole(4, 15)], mode, Ok((Some(4), &[1, 3, 5])));
+            check(&log[1..], &[whole(4, 15)], mode, Ok((Some(4), &[3, 5])));
+            check(&log[1..], &[whole(2, 10), whole(4, 15)], mode, Ok((Some(4), &[3, 5])));
+            // The snapshot may have gone further than the log.
+            check(&log[1..], &[whole(6, 50)], mode, Ok((Some(6), &[3, 5])));
+            let gap = Refusal::Gap { segment: 5, base: Seq(20) };
+            check(&log[2..], &[whole(4, 15)], mode, Err(gap));
+            let gap = Refusal::Gap { segment: 3, base: Seq(10) };
+            check(&log[1..], &[], mode, Err(gap));
+            check(&[], &[whole(4, 15)], mode, Err(Refusal::NoLog { snapshot: 4 }));
+            check(&[blank(5)], &[whole(4, 15)], mode, Ok((Some(4), &[])));
+            check(&log[1..], &[damaged], mode, Err(Refusal::Damaged { snapshot: 4 }));
+            // A log that was begun anew, after one that failed.
+            let anew = [begun(1, 0, None), begun(3, 10, Some(1)), begun(6, 30, None)];
+            check(&anew, &[whole(5, 30)], mode, Ok((Some(5), &[6])));
+            // What was begun last may be torn; its predecessor may not even say that it was begun.
+            let ends = [log[0].clone(), torn(3)];
+            check(&ends, &[], mode, Ok((None, &[1, 3])));
+            let lost = [log[0].clone(), blank(3), log[2].clone(), blank(7)];
+            check(&lost, &[], mode, Ok((None, &[1, 3, 5])));
+        }
+        let older = [whole(2, 12), damaged];
+        check(&log[1..], &older, TolerateTail, Ok((Some(2), &[3, 5])));
+        check(&log[1..], &older, Strict, Err(Refusal::Damaged { snapshot: 4 }));
+    }
+}

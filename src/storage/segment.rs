@@ -1,0 +1,266 @@
+//! One segment of the log: made ahead, written by one, read by recovery.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::directory::{Directory, create_temporary};
+use super::{DiskFile, read_exact_at, write_all_at};
+use crate::clock::os_random;
+use crate::error::{Error, Fault, Result};
+use crate::format::log::{
+    BEGINNING_LEN, Base, Beginning, END_LEN, Frame, Framed, LABEL_LEN, Label, RECORD_FRAME_LEN,
+    SEGMENT_HEADER_LEN,
+};
+use crate::format::record::RecordHeader;
+use crate::position::Seq;
+
+/// A segment that is ready to be begun: zeros behind its label, all of it on the disk.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) path: Arc<Path>,
+    pub(crate) label: Label,
+    /// Its length, in bytes.
+    pub(crate) capacity: u64,
+}
+
+/// What a segment has beside its records.
+pub(crate) const OVERHEAD: u64 = (SEGMENT_HEADER_LEN + END_LEN) as u64;
+
+impl Spare {
+    /// Makes a segment of `capacity` bytes. Nothing of one that fails stays.
+    pub(crate) fn make(directory: &Directory, ordinal: u64, capacity: u64) -> Result<Self> {
+        const PIECE: usize = 1 << 20;
+        let path = directory.segment(ordinal);
+        let salt = os_random().map_err(|source| Error::io("draw a number for", &path, source))?;
+        let salt = u64::from_le_bytes(salt);
+        let label = Label { dataset: directory.identity.dataset, ordinal, salt };
+        let disk = &*directory.disk;
+        let (temporary, file) = create_temporary(disk, &path)?;
+        let fill = || -> Result<()> {
+            let told = |source| Error::io("write", &temporary, source);
+            // Zeros are written, not promised: a sync of bytes that have their blocks commits no metadata.
+            #[expect(clippy::cast_possible_truncation, reason = "a piece at most")]
+            let zeros = vec![0; capacity.min(PIECE as u64) as usize];
+            let mut offset = 0;
+            while offset < capacity {
+                let len = zeros.len().min(usize::try_from(capacity - offset).unwrap_or(PIECE));
+                write_all_at(&*file, &zeros[..len], offset).map_err(told)?;
+                offset += len as u64;
+            }
+            write_all_at(&*file, &label.encode(), 0).map_err(told)?;
+            file.sync_all().map_err(|source| Error::io("sync", &temporary, source))?;
+            disk.rename(&temporary, &path)
+                .map_err(|source| Error::io("rename to", &path, source))?;
+            directory.sync()
+        };
+        if let Err(error) = fill() {
+            // It failed for another reason, which is the one that is told.
+            let _ = disk.remove(&temporary);
+            let _ = disk.remove(&path);
+            return Err(error);
+        }
+        Ok(Self { file: file.into(), path: path.into(), label, capacity })
+    }
+}
+
+impl Spare {
+    /// Opens one that an earlier run made ahead.
+    pub(crate) fn reopen(directory: &Directory, found: &Found) -> Result<Self> {
+        let path = &*found.path;
+        let file = directory.disk.open_write(path).map_err(|s| Error::io("open", path, s))?;
+        Ok(Self { file: file.into(), path: path.into(), label: found.label, capacity: found.len })
+    }
+}
+
+/// The segment that the log goes on in.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) path: Arc<Path>,
+    pub(crate) label: Label,
+    capacity: u64,
+    /// Where the next frame goes.
+    pub(crate) offset: u64,
+}
+
+impl Segment {
+    /// Begins `spare`.
+    pub(crate) fn begin(
+        spare: Spare,
+        beginning: &Beginning,
+    ) -> std::result::Result<Self, (Spare, std::io::Error)> {
+        if let Err(error) = write_all_at(&*spare.file, &beginning.encode(), LABEL_LEN as u64) {
+            return Err((spare, error));
+        }
+        let Spare { file, path, label, capacity } = spare;
+        Ok(Self { file, path, label, capacity, offset: SEGMENT_HEADER_LEN as u64 })
+    }
+
+    /// What may still be written to it, its end left out.
+    pub(crate) fn room(&self) -> u64 {
+        self.capacity.saturating_sub(self.offset + END_LEN as u64)
+    }
+}
+
+/// A segment as found on the disk.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) ordinal: u64,
+    pub(crate) label: Label,
+    pub(crate) beginning: Begun,
+    pub(crate) len: u64,
+}
+
+/// What a segment says of where it begins.
+#[derive(Debug, Clone)]
+pub(crate) enum Begun {
+    /// Made ahead, never begun.
+    No,
+    Yes(Beginning),
+    /// Torn or damaged: which of both, what lies behind it tells.
+    Unclear {
+        offset: u64,
+        fault: Fault,
+    },
+}
+
+impl Found {
+    /// Reads the head of segment `ordinal`.
+    pub(crate) fn read(directory: &Directory, ordinal: u64) -> Result<Self> {
+        let path = directory.segment(ordinal);
+        let file = directory.disk.open(&path).map_err(|s| Error::io("open", &path, s))?;
+        let told = |source| Error::io("read", &path, source);
+        let len = file.len().map_err(told)?;
+        if len < SEGMENT_HEADER_LEN as u64 {
+            let needed = SEGMENT_HEADER_LEN as u64;
+            let fault = Fault::Truncated { field: "head of a segment", needed, available: len };
+            return Err(Error::corrupt(&path, 0, fault));
+        }
+        let mut head = [0; SEGMENT_HEADER_LEN];
+        read_exact_at(&*file, &mut head, 0).map_err(told)?;
+        let label = Label::decode(&head[..LABEL_LEN])
+            .map_err(|damage| Error::corrupt(&path, damage.at, damage.fault))?;
+        let foreign = |field| Err(Error::corrupt(&path, 0, Fault::Foreign { field }));
+        if label.dataset != directory.identity.dataset {
+            return foreign("segment of another database");
+        }
+        if label.ordinal != ordinal {
+            return foreign("segment under another's name");
+        }
+        let beginning = match Beginning::decode(&head[LABEL_LEN..LABEL_LEN + BEGINNING_LEN]) {
+            Ok(None) => Begun::No,
+            Ok(Some(beginning)) => Begun::Yes(beginning),
+            Err(damage) => Begun::Unclear { offset: damage.at, fault: damage.fault },
+        };
+        Ok(Self { path, ordinal, label, beginning, len })
+    }
+
+    /// The segment that this one says it goes on from.
+    pub(crate) fn goes_on_from(&self) -> Option<u64> {
+        match &self.beginning {
+            Begun::Yes(beginning) => beginning.previous.map(|(ordinal, _)| ordinal),
+            _ => None,
+        }
+    }
+
+    /// All its bytes.
+    pub(crate) fn bytes(&self, directory: &Directory) -> Result<Vec<u8>> {
+        let file = directory.disk.open(&self.path);
+        let file = file.map_err(|source| Error::io("open", &self.path, source))?;
+        let told = |source| Error::io("read", &self.path, source);
+        let mut bytes = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX)];
+        read_exact_at(&*file, &mut bytes, 0).map_err(told)?;
+        Ok(bytes)
+    }
+}
+
+/// What comes next in a segment.
+#[derive(Debug)]
+pub(crate) enum Item<'a> {
+    Record {
+        header: RecordHeader,
+        body: &'a [u8],
+    },
+    Mark {
+        seq: Seq,
+        fingerprint: u64,
+    },
+    /// It ends here, and the log goes on in the segment of this ordinal.
+    End {
+        next: u64,
+    },
+}
+
+/// Walks the frames of a segment, each proven, and that each follows the one before.
+pub(crate) struct Frames<'a> {
+    bytes: &'a [u8],
+    salt: u64,
+    /// Where the next frame should be.
+    pub(crate) offset: usize,
+    pub(crate) base: Base,
+}
+
+impl<'a> Frames<'a> {
+    /// `bytes` are those of the whole segment, which goes on from `base`.
+    pub(crate) fn new(bytes: &'a [u8], salt: u64, base: Base) -> Self {
+        Self { bytes, salt, offset: SEGMENT_HEADER_LEN, base }
+    }
+
+    /// The next frame; `None` where nothing was ever written.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes at [`offset`](Self::offset), which stays there.
+    pub(crate) fn next(&mut self) -> std::result::Result<Option<Item<'a>>, Fault> {
+        let rest = self.bytes.get(self.offset..).unwrap_or_default();
+        // Too short for any frame: nothing can have been written here.
+        if rest.len() < END_LEN && rest.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let frame = Frame::decode(rest, self.salt, self.offset as u64).map_err(|d| d.fault)?;
+        let Some(frame) = frame else { return Ok(None) };
+        let item = match frame.framed {
+            Framed::Record(header) => {
+                header.check_place(self.base.chain, self.base.position.seq).map_err(|d| d.fault)?;
+                let start = RECORD_FRAME_LEN;
+                let body_len = header.body_len as usize;
+                let end = start.saturating_add(body_len);
+                let body = rest.get(start..end).ok_or(Fault::Truncated {
+                    field: "body of a record",
+                    needed: body_len as u64,
+                    available: (rest.len() - start) as u64,
+                })?;
+                header.check_body(body).map_err(|damage| damage.fault)?;
+                self.base.position.seq = header.seq;
+                self.base.time_ms = header.time_ms;
+                self.base.chain = header.chain;
+                self.offset += body_len;
+                Item::Record { header, body }
+            }
+            Framed::Mark { seq, fingerprint } => Item::Mark { seq, fingerprint },
+            Framed::End { next } => Item::End { next },
+        };
+        self.offset += frame.len();
+        Ok(Some(item))
+    }
+}
+
+/// The highest Seq that any valid frame from `from` on says was durable, whatever lies between.
+pub(crate) fn durable_behind(bytes: &[u8], salt: u64, from: usize) -> Seq {
+    let mut durable = Seq(0);
+    let Some(end) = bytes.iter().rposition(|byte| *byte != 0) else { return durable };
+    let mut offset = from;
+    while offset <= end {
+        // A frame starts with a sum that is not 0 and has a kind from 1 to 3.
+        let is_possible = bytes.get(offset + 4).is_some_and(|kind| (1..=3).contains(kind));
+        if is_possible && let Ok(Some(frame)) = Frame::decode(&bytes[offset..], salt, offset as u64)
+        {
+            durable = durable.max(frame.durable);
+            offset += frame.len();
+        } else {
+            offset += 1;
+        }
+    }
+    durable
+}
