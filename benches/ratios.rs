@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use stillframe::{Compression, Database, SaveOptions, SaveReport, SnapshotFile};
 
 use workload::contenders::{BoxedTree, Contender, Engine, LockedTree, Scan, Shards, SkipList};
-use workload::measure::{Lane, Latencies, Samples, interleaved, resident_bytes, together};
+use workload::measure::{
+    Lane, Latencies, Samples, at_least, at_most, interleaved, resident_bytes, together,
+};
 use workload::{FreshValues, Keys, Probes, Random, Scratch, records, value};
 
 const SECTIONS: &[&str] = &["memory", "points", "scans", "stills", "saving", "files"];
@@ -742,19 +744,6 @@ fn print_samples(what: &str, lanes: &[Lane<'_>], samples: &[Samples], per: f64, 
     }
     // The parent passes lines on as they come.
     io::stdout().flush().expect("an open standard output");
-}
-
-fn at_least(what: &str, found: f64, expected: f64, unit: &str) {
-    verdict(what, found, found >= expected, &format!("at least {expected}"), unit);
-}
-
-fn at_most(what: &str, found: f64, expected: f64, unit: &str) {
-    verdict(what, found, found <= expected, &format!("at most {expected}"), unit);
-}
-
-fn verdict(what: &str, found: f64, met: bool, expected: &str, unit: &str) {
-    let word = if met { "met" } else { "MISSED" };
-    println!("=> {what:<62} {found:>9.2} {unit}, expected {expected}: {word}");
 }
 
 fn named(what: &str, keys: Keys) -> String {

@@ -206,3 +206,18 @@ impl Tally {
         }
     }
 }
+
+/// Prints `found` beside the least that is expected.
+pub(crate) fn at_least(what: &str, found: f64, expected: f64, unit: &str) {
+    verdict(what, found, found >= expected, &format!("at least {expected}"), unit);
+}
+
+/// Prints `found` beside the most that is expected.
+pub(crate) fn at_most(what: &str, found: f64, expected: f64, unit: &str) {
+    verdict(what, found, found <= expected, &format!("at most {expected}"), unit);
+}
+
+fn verdict(what: &str, found: f64, met: bool, expected: &str, unit: &str) {
+    let word = if met { "met" } else { "MISSED" };
+    println!("=> {what:<62} {found:>9.2} {unit}, expected {expected}: {word}");
+}
