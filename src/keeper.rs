@@ -76,6 +76,7 @@ impl Keeper {
                 }
                 // Whoever needs room and has none tries again, and is told why there is none.
                 let _ = log.make_spare(&tree.commit, 0);
+                let _ = log.sync_left(&tree.commit);
             }
         };
         let threads = vec![

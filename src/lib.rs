@@ -52,7 +52,7 @@ pub mod simulation {
         Call, CallKind, Change, CrashPoint, DirId, DiskFault, Effect, Fate, FileId, Node, SimDisk,
         Step,
     };
-    pub use crate::storage::{Disk, DiskFile};
+    pub use crate::storage::{Disk, DiskFile, DiskMap};
 }
 
 /// The longest key, in bytes.

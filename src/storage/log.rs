@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::directory::Directory;
 use super::segment::{OVERHEAD, Segment, Spare};
-use super::{DiskFile, write_all_at};
+use super::DiskFile;
 use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
 use crate::format::log::{Base, Beginning, Frame, Framed, MARK_LEN, RECORD_FRAME_LEN};
@@ -67,8 +67,9 @@ struct Syncing {
 struct Writer {
     current: Option<Segment>,
     spare: Option<Spare>,
-    /// Segments that were left and not synced since, oldest first.
-    unsynced: Vec<(u64, Arc<Path>, Arc<dyn DiskFile>)>,
+    /// Segments that were left and not synced since, oldest first, each with its last batch. What they map goes with
+    /// them, with no lock held: that takes a while.
+    unsynced: Vec<(Segment, Seq)>,
     /// Segments that were left, oldest first.
     closed: VecDeque<Closed>,
     /// What the last record written leaves.
@@ -247,27 +248,55 @@ impl Log {
 
     /// Writes out the tail and syncs all that was written.
     fn sync_all(&self, commit: &Commit) -> Outcome<()> {
-        let (target, files, has_current) = {
+        let (target, current) = {
             let mut writer = lock(&self.writer);
             self.write_tail(&mut writer, commit, false)?;
-            (writer.base.position.seq, writer.files_to_sync(), writer.current.is_some())
+            let current = writer.current.as_ref();
+            let current = current.map(|current| (Arc::clone(&current.path), Arc::clone(&current.file)));
+            (writer.base.position.seq, current)
         };
-        for (_, path, file) in &files {
-            if let Err(source) = file.sync_data() {
-                let failure = LogFailure::new("sync", path, source);
-                self.fail(&mut lock(&self.writer), commit, &failure);
-                return Err(failure);
-            }
+        // Whatever was left before must be on the disk before what follows counts.
+        self.sync_left(commit)?;
+        if let Some((path, file)) = current {
+            self.sync_file(commit, &path, &*file)?;
         }
-        let mut writer = lock(&self.writer);
+        self.made_durable(target)
+    }
+
+    /// Syncs the segments that were left.
+    pub(crate) fn sync_left(&self, commit: &Commit) -> Outcome<()> {
+        let file_of = |(left, last): &(Segment, Seq)| {
+            (left.label.ordinal, Arc::clone(&left.path), Arc::clone(&left.file), *last)
+        };
+        let left: Vec<_> = lock(&self.writer).unsynced.iter().map(file_of).collect();
+        for (ordinal, path, file, last) in left {
+            self.sync_file(commit, &path, &*file)?;
+            self.made_durable(last)?;
+            let mut writer = lock(&self.writer);
+            // Somebody else may have synced it as well.
+            let at = writer.unsynced.iter().position(|(left, _)| left.label.ordinal == ordinal);
+            let synced = at.map(|at| writer.unsynced.remove(at));
+            drop(writer);
+            drop(synced);
+        }
+        Ok(())
+    }
+
+    fn sync_file(&self, commit: &Commit, path: &Path, file: &dyn DiskFile) -> Outcome<()> {
+        file.sync_data().map_err(|source| {
+            let failure = LogFailure::new("sync", path, source);
+            self.fail(&mut lock(&self.writer), commit, &failure);
+            failure
+        })
+    }
+
+    /// All up to `seq` is on the disk, and what lies before it was before.
+    fn made_durable(&self, seq: Seq) -> Outcome<()> {
         // A failure meanwhile is told to who waits, whatever this sync has achieved.
-        if let Some(failure) = &writer.failure {
+        if let Some(failure) = &lock(&self.writer).failure {
             return Err(failure.clone());
         }
-        // The last of them was the current one: if it was left since, more may have gone into it before.
-        let left = files.len() - usize::from(has_current);
-        writer.unsynced.drain(..left);
-        self.durable.fetch_max(target.0, Ordering::AcqRel);
+        self.durable.fetch_max(seq.0, Ordering::AcqRel);
         Ok(())
     }
 
@@ -348,10 +377,8 @@ impl Log {
         self.mark(commit).map_err(failed)?;
         let mut writer = lock(&self.writer);
         let mut give_back = || -> Result<()> {
-            if let Some(current) = &writer.current {
-                let Segment { file, path, offset, .. } = current;
-                file.set_len(*offset).map_err(|source| Error::io("cut", path, source))?;
-                file.sync_all().map_err(|source| Error::io("sync", path, source))?;
+            if let Some(current) = &mut writer.current {
+                current.give_back()?;
             }
             // A directory with a snapshot always has a segment: that none is there must mean that it is missing.
             let has_segment = writer.current.is_some() || !writer.closed.is_empty();
@@ -395,15 +422,6 @@ impl Writer {
         let spare = self.spare.as_ref().map_or(0, |spare| spare.capacity - OVERHEAD);
         let sure = here.max(spare).saturating_sub(MARKS);
         sure.min(TAIL_BYTES.max(wanted))
-    }
-
-    /// What a sync must reach, oldest first.
-    fn files_to_sync(&self) -> Vec<(u64, Arc<Path>, Arc<dyn DiskFile>)> {
-        let mut files = self.unsynced.clone();
-        files.extend(self.current.as_ref().map(|current| {
-            (current.label.ordinal, Arc::clone(&current.path), Arc::clone(&current.file))
-        }));
-        files
     }
 
     /// Writes what was drained behind all there is, and a mark if one is asked for or due.
@@ -465,10 +483,9 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&self, bytes: &[u8], to: u64) -> Outcome<()> {
-        match &self.current {
-            Some(current) if !bytes.is_empty() => write_all_at(&*current.file, bytes, to)
-                .map_err(|source| LogFailure::new("write", &current.path, source)),
+    fn write(&mut self, bytes: &[u8], to: u64) -> Outcome<()> {
+        match &mut self.current {
+            Some(current) if !bytes.is_empty() => current.write(bytes, to),
             _ => Ok(()),
         }
     }
@@ -476,7 +493,7 @@ impl Writer {
     /// Leaves the current segment and begins the spare.
     fn go_on(&mut self, durable: Seq) -> Outcome<()> {
         let spare = self.spare.take().expect("room was promised");
-        if let Some(left) = self.current.take() {
+        if let Some(mut left) = self.current.take() {
             let next = spare.label.ordinal;
             let mut end = Vec::new();
             Frame { durable, framed: Framed::End { next } }.encode(
@@ -491,15 +508,11 @@ impl Writer {
                 last: self.base.position.seq,
                 time_ms: self.base.time_ms,
             });
-            write_all_at(&*left.file, &end, left.offset)
-                .map_err(|source| LogFailure::new("write", &left.path, source))?;
-            self.unsynced.push((left.label.ordinal, left.path, left.file));
+            left.write(&end, left.offset)?;
+            self.unsynced.push((left, self.base.position.seq));
         }
         let beginning = Beginning { base: self.base, previous: self.previous, durable };
-        let begun = Segment::begin(spare, &beginning);
-        let begun =
-            begun.map_err(|(spare, source)| LogFailure::new("write", &spare.path, source))?;
-        self.current = Some(begun);
+        self.current = Some(Segment::begin(spare, &beginning)?);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Files read through memory: the only file that names memmap2's file maps.
+//! Files read and written through memory: the only file that names memmap2's file maps.
 //!
 //! Reads copy out of the map into the caller's buffer, so that what is checked is what is used, whatever
 //! happens to the file meanwhile. Invariants:
@@ -7,14 +7,18 @@
 //!    the [`Map`] lives.
 //! 2. No reference into the map exists, ever: others may change the file, and bytes behind a `&[u8]` must
 //!    not change. Only raw pointers read it.
-//! 3. Nobody shortens the file while it is mapped: a duty of whoever called [`Map::open`].
+//! 3. Nobody shortens the file while it is mapped: a duty of whoever called [`Map::open`], and of the log for
+//!    its own segments, in a directory that it has locked.
+//! 4. `raw` of a [`WriteMap`] is a writable, shared map of the file's first `raw.len()` bytes for as long as that lives; its
+//!    `&mut` is the only way to write to it, and nothing reads it but the system.
 #![expect(unsafe_code, reason = "copies from mapped memory, which no safe reference may name")]
 
 use std::io;
 use std::path::Path;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use super::DiskMap;
 use super::snapshot_file::SnapshotFile;
 use crate::error::{Error, Result};
 use crate::sync::assert_no_latch;
@@ -74,6 +78,62 @@ impl Map {
     }
 }
 
+/// A regular file, mapped for writing.
+#[derive(Debug)]
+pub(crate) struct WriteMap {
+    raw: MmapRaw,
+    /// Up to here pages are present and may be written to without the file system being asked.
+    ready: usize,
+}
+
+/// Pages are made ready so many bytes at a time: a fault for each would cost more.
+const READY_BYTES: usize = 1 << 20;
+
+impl WriteMap {
+    /// Maps the regular file at `path`, as long as it is now.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        assert_no_latch(super::DISK);
+        let file = super::open_regular(path, true)?;
+        Ok(Self { raw: MmapOptions::new().map_raw(&file)?, ready: 0 })
+    }
+}
+
+impl DiskMap for WriteMap {
+    fn store(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        // The page may have to be read or given room first.
+        assert_no_latch(super::DISK);
+        let start = usize::try_from(offset).ok();
+        let end = start.and_then(|start| start.checked_add(bytes.len()));
+        let (Some(start), Some(end)) = (start, end) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        if end > self.raw.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if end > self.ready {
+            let from = self.ready.max(start - start % READY_BYTES);
+            let to = end.next_multiple_of(READY_BYTES).min(self.raw.len());
+            // A page that can't be had is an error here and would be the end of the process below. A system
+            // that does not know the advice makes them ready one by one.
+            match self.raw.advise_range(Advice::PopulateWrite, from, to - from) {
+                Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
+                _ => self.ready = to,
+            }
+        }
+        // SAFETY: `start..end` lies within the map (checked above), which is mapped and writable and which only
+        // `&mut self` writes to (invariant 4), backed by the file to its end (invariant 3); `bytes` can't
+        // overlap a map that no reference names (invariant 2).
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.raw.as_mut_ptr().add(start),
+                bytes.len(),
+            );
+        }
+        Ok(())
+    }
+}
+
 impl SnapshotFile {
     /// Opens the file at `path` and reads its blocks from a memory map.
     ///
@@ -112,6 +172,31 @@ pub(super) mod tests {
     pub(crate) fn open_mapped(path: &Path) -> SnapshotFile {
         // SAFETY: as said above.
         unsafe { SnapshotFile::open_mapped(path) }.unwrap()
+    }
+
+    #[test]
+    fn what_is_stored_is_in_the_file_and_nothing_beside_it() {
+        let dir = TestDir::new();
+        let path = dir.write("stored", &[b'.'; 10_000]);
+        let mut map = WriteMap::open(&path).unwrap();
+        map.store(b"one", 0).unwrap();
+        map.store(b"two", 4_095).unwrap();
+        map.store(b"end", 9_997).unwrap();
+        map.store(b"", 10_000).unwrap();
+        for (bytes, offset) in [(&b"x"[..], 10_000), (b"xy", 9_999), (b"x", u64::MAX)] {
+            let error = map.store(bytes, offset).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset}");
+        }
+        let mut expected = vec![b'.'; 10_000];
+        expected[..3].copy_from_slice(b"one");
+        expected[4_095..4_098].copy_from_slice(b"two");
+        expected[9_997..].copy_from_slice(b"end");
+        let read = map_of(&dir, b"other");
+        assert_eq!(read.len(), 5);
+        let mut buf = vec![0; 10_000];
+        // SAFETY: the file is this test's own and keeps its length.
+        unsafe { Map::open(&path) }.unwrap().read_at(&mut buf, 0).unwrap();
+        assert_eq!(buf, expected);
     }
 
     #[test]

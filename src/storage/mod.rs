@@ -67,6 +67,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// Opens an existing file for reading and writing; refuses what [`Disk::open`] refuses.
     fn open_write(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
+    /// Maps an existing file for writing, as long as it is: for whoever is the only one to change it meanwhile.
+    ///
+    /// # Errors
+    /// As [`Disk::open`]; `Unsupported` where files can't be mapped.
+    fn map(&self, path: &Path) -> io::Result<Box<dyn DiskMap>>;
+
     /// Gives the file at `from` the name `to`, in the place of whatever file had it, in one step for
     /// all who look. After a power cut either name may hold either file until both directories are synced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -126,6 +132,21 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 
     /// As [`DiskFile::sync_data`], with the times and permissions of the file.
     fn sync_all(&self) -> io::Result<()>;
+}
+
+/// A file mapped for writing. [`DiskFile::sync_data`] of a handle to the file makes durable what was stored.
+#[cfg_attr(
+    not(feature = "simulation"),
+    allow(unreachable_pub, reason = "public with `simulation`")
+)]
+pub trait DiskMap: Send + Sync + fmt::Debug {
+    /// Stores `bytes` at `offset`. What was stored outlives this process, as what was written does: no system call
+    /// need follow. An interruption at any instruction leaves a beginning of it.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if they do not all lie in the file, which stays as it was; what the system says if a page can't be
+    /// had.
+    fn store(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
 }
 
 /// Who is interrupted this often in a row, without one byte of progress, gives up rather than hang.
@@ -261,6 +282,10 @@ impl Disk for OsDisk {
     fn open_write(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         assert_no_latch(DISK);
         Ok(Box::new(OsFile(open_regular(path, true)?)))
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Box<dyn DiskMap>> {
+        Ok(Box::new(map::WriteMap::open(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -1,12 +1,13 @@
 //! One segment of the log: made ahead, written by one, read by recovery.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::directory::{Directory, create_temporary};
-use super::{DiskFile, read_exact_at, write_all_at};
+use super::{DiskFile, DiskMap, read_exact_at, write_all_at};
 use crate::clock::os_random;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, LogFailure};
 use crate::format::log::{
     BEGINNING_LEN, Base, Beginning, END_LEN, Frame, Framed, LABEL_LEN, Label, RECORD_FRAME_LEN,
     SEGMENT_HEADER_LEN,
@@ -22,6 +23,8 @@ pub(crate) struct Spare {
     pub(crate) label: Label,
     /// Its length, in bytes.
     pub(crate) capacity: u64,
+    /// What is written goes through here, where the disk can map files: a store costs no call of the system.
+    map: Option<Box<dyn DiskMap>>,
 }
 
 /// What a segment has beside its records.
@@ -29,7 +32,7 @@ pub(crate) const OVERHEAD: u64 = (SEGMENT_HEADER_LEN + END_LEN) as u64;
 
 impl Spare {
     /// Makes a segment of `capacity` bytes. Nothing of one that fails stays.
-    pub(crate) fn make(directory: &Directory, ordinal: u64, capacity: u64) -> Result<Self> {
+    pub(crate) fn make(directory: &Directory, ordinal: u64, capacity: u64) -> crate::Result<Self> {
         const PIECE: usize = 1 << 20;
         let path = directory.segment(ordinal);
         let salt = os_random().map_err(|source| Error::io("draw a number for", &path, source))?;
@@ -37,7 +40,7 @@ impl Spare {
         let label = Label { dataset: directory.identity.dataset, ordinal, salt };
         let disk = &*directory.disk;
         let (temporary, file) = create_temporary(disk, &path)?;
-        let fill = || -> Result<()> {
+        let fill = || -> crate::Result<()> {
             let told = |source| Error::io("write", &temporary, source);
             // Zeros are written, not promised: a sync of bytes that have their blocks commits no metadata.
             #[expect(clippy::cast_possible_truncation, reason = "a piece at most")]
@@ -60,16 +63,28 @@ impl Spare {
             let _ = disk.remove(&path);
             return Err(error);
         }
-        Ok(Self { file: file.into(), path: path.into(), label, capacity })
+        let map = map(directory, &path)?;
+        Ok(Self { file: file.into(), path: path.into(), label, capacity, map })
+    }
+
+    /// Opens one that an earlier run made ahead.
+    pub(crate) fn reopen(directory: &Directory, found: &Found) -> crate::Result<Self> {
+        let path = &*found.path;
+        let file = directory.disk.open_write(path).map_err(|s| Error::io("open", path, s))?;
+        let (file, map) = (file.into(), map(directory, path)?);
+        let (label, capacity) = (found.label, found.len);
+        Ok(Self { file, path: path.into(), label, capacity, map })
     }
 }
 
-impl Spare {
-    /// Opens one that an earlier run made ahead.
-    pub(crate) fn reopen(directory: &Directory, found: &Found) -> Result<Self> {
-        let path = &*found.path;
-        let file = directory.disk.open_write(path).map_err(|s| Error::io("open", path, s))?;
-        Ok(Self { file: file.into(), path: path.into(), label: found.label, capacity: found.len })
+/// Maps a segment; `None` where files can't be mapped.
+fn map(directory: &Directory, path: &Path) -> crate::Result<Option<Box<dyn DiskMap>>> {
+    match directory.disk.map(path) {
+        Ok(map) => Ok(Some(map)),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+        // A file system without shared maps.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(source) => Err(Error::io("map", path, source)),
     }
 }
 
@@ -80,21 +95,37 @@ pub(crate) struct Segment {
     pub(crate) path: Arc<Path>,
     pub(crate) label: Label,
     capacity: u64,
+    map: Option<Box<dyn DiskMap>>,
     /// Where the next frame goes.
     pub(crate) offset: u64,
 }
 
 impl Segment {
     /// Begins `spare`.
-    pub(crate) fn begin(
-        spare: Spare,
-        beginning: &Beginning,
-    ) -> std::result::Result<Self, (Spare, std::io::Error)> {
-        if let Err(error) = write_all_at(&*spare.file, &beginning.encode(), LABEL_LEN as u64) {
-            return Err((spare, error));
-        }
-        let Spare { file, path, label, capacity } = spare;
-        Ok(Self { file, path, label, capacity, offset: SEGMENT_HEADER_LEN as u64 })
+    pub(crate) fn begin(spare: Spare, beginning: &Beginning) -> Result<Self, LogFailure> {
+        let Spare { file, path, label, capacity, map } = spare;
+        let offset = SEGMENT_HEADER_LEN as u64;
+        let mut begun = Self { file, path, label, capacity, map, offset };
+        begun.write(&beginning.encode(), LABEL_LEN as u64)?;
+        Ok(begun)
+    }
+
+    /// Writes `bytes` at `to`: the end of this process does not undo it.
+    pub(crate) fn write(&mut self, bytes: &[u8], to: u64) -> Result<(), LogFailure> {
+        let written = match &mut self.map {
+            Some(map) => map.store(bytes, to),
+            None => write_all_at(&*self.file, bytes, to),
+        };
+        written.map_err(|source| LogFailure::new("write", &self.path, source))
+    }
+
+    /// Cuts off what was not used, and syncs. Nothing is written any more.
+    pub(crate) fn give_back(&mut self) -> crate::Result<()> {
+        // A file must not be shortened under a map of it.
+        self.map = None;
+        let told = |op, source| Error::io(op, &self.path, source);
+        self.file.set_len(self.offset).map_err(|source| told("cut", source))?;
+        self.file.sync_all().map_err(|source| told("sync", source))
     }
 
     /// What may still be written to it, its end left out.
@@ -128,7 +159,7 @@ pub(crate) enum Begun {
 
 impl Found {
     /// Reads the head of segment `ordinal`.
-    pub(crate) fn read(directory: &Directory, ordinal: u64) -> Result<Self> {
+    pub(crate) fn read(directory: &Directory, ordinal: u64) -> crate::Result<Self> {
         let path = directory.segment(ordinal);
         let file = directory.disk.open(&path).map_err(|s| Error::io("open", &path, s))?;
         let told = |source| Error::io("read", &path, source);
@@ -166,7 +197,7 @@ impl Found {
     }
 
     /// All its bytes.
-    pub(crate) fn bytes(&self, directory: &Directory) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(&self, directory: &Directory) -> crate::Result<Vec<u8>> {
         let file = directory.disk.open(&self.path);
         let file = file.map_err(|source| Error::io("open", &self.path, source))?;
         let told = |source| Error::io("read", &self.path, source);
@@ -212,7 +243,7 @@ impl<'a> Frames<'a> {
     ///
     /// # Errors
     /// What is wrong with the bytes at [`offset`](Self::offset), which stays there.
-    pub(crate) fn next(&mut self) -> std::result::Result<Option<Item<'a>>, Fault> {
+    pub(crate) fn next(&mut self) -> Result<Option<Item<'a>>, Fault> {
         let rest = self.bytes.get(self.offset..).unwrap_or_default();
         // Too short for any frame: nothing can have been written here.
         if rest.len() < END_LEN && rest.iter().all(|byte| *byte == 0) {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use stillframe::simulation::{Disk, DiskFile};
+use stillframe::simulation::{Disk, DiskFile, DiskMap};
 use stillframe::{Builder, Database, Error, SnapshotFile};
 
 use crate::canonical::{Content, builder, is_alive};
@@ -218,6 +218,9 @@ impl Disk for OneFile {
         refused()
     }
     fn open_write(&self, _: &Path) -> io::Result<Box<dyn DiskFile>> {
+        refused()
+    }
+    fn map(&self, _: &Path) -> io::Result<Box<dyn DiskMap>> {
         refused()
     }
     fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {

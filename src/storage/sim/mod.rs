@@ -21,7 +21,7 @@ use self::fault::FaultPlan;
 pub use self::fault::{Call, CallKind, DiskFault, Effect};
 pub use self::tree::{Change, DirId, FileId, Node, Step};
 use self::tree::{MAX_FILE_LEN, ROOT, Tree, os_error, to_usize};
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, DiskMap};
 use crate::clock::Random;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -248,6 +248,12 @@ impl Disk for SimDisk {
         Ok(self.handle(state.now.lookup_file(&path)?, path, true))
     }
 
+    fn map(&self, path: &Path) -> io::Result<Box<dyn DiskMap>> {
+        let (state, path) = self.call(CallKind::Map, path)?;
+        let file = state.now.lookup_file(&path)?;
+        Ok(Box::new(SimMap(SimFile { disk: self.clone(), file, path, writable: true })))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let (mut state, from) = self.call(CallKind::Rename, from)?;
         let (from_dir, from_name, node) = state.now.slot(&from)?;
@@ -355,6 +361,26 @@ impl SimFile {
         let admitted = state.plan.admit(kind, &self.path);
         state.change(&self.path, Step::Sync { file: self.file, done: admitted.is_ok() });
         admitted.map(drop)
+    }
+}
+
+/// Stores are writes that are always whole, as far as the process sees.
+#[derive(Debug)]
+struct SimMap(SimFile);
+
+impl DiskMap for SimMap {
+    fn store(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut state = self.0.state();
+        state.plan.admit(CallKind::Store, &self.0.path)?;
+        let len = state.now.files[self.0.file.0].len() as u64;
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if !bytes.is_empty() {
+            let step = Step::Write { file: self.0.file, offset, data: bytes.into() };
+            state.change(&self.0.path, step);
+        }
+        Ok(())
     }
 }
 
