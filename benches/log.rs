@@ -128,10 +128,20 @@ fn levels(effort: Effort) {
         if *name == "memory" {
             continue;
         }
-        at_least(&format!("updates at {name}, over memory"), rate.over(&memory.rate).median(), 0.75, "x");
+        at_least(
+            &format!("updates at {name}, over memory"),
+            rate.over(&memory.rate).median(),
+            0.75,
+            "x",
+        );
         let tail = p999.over(&memory.p999).median();
         at_most(&format!("p99.9 at {name}, over memory"), tail, 2.0, "x");
-        at_most(&format!("writes above 5 ms at {name}"), slow as f64, memory.slow as f64, "(as memory)");
+        at_most(
+            &format!("writes above 5 ms at {name}"),
+            slow as f64,
+            memory.slow as f64,
+            "(as memory)",
+        );
     }
     db.close().expect("a close");
 }
@@ -146,7 +156,8 @@ struct Latency {
 
 impl Latency {
     fn of(rounds: &[(f64, Latencies)]) -> Self {
-        let quantile = |share| Samples(rounds.iter().map(|round| round.1.quantile_us(share)).collect());
+        let quantile =
+            |share| Samples(rounds.iter().map(|round| round.1.quantile_us(share)).collect());
         Latency {
             rate: Samples(rounds.iter().map(|round| round.0).collect()),
             p50: quantile(0.5),
@@ -207,7 +218,8 @@ fn syncs(effort: Effort) {
                         let mut count = 0;
                         while began.elapsed() < time {
                             let key = KEYS.key(thread * 10_000 + count as usize % 10_000);
-                            data.insert_with(key, value(count as usize), options).expect("an update");
+                            data.insert_with(key, value(count as usize), options)
+                                .expect("an update");
                             count += 1;
                         }
                         count
@@ -236,7 +248,12 @@ fn syncs(effort: Effort) {
         );
     }
     let best = if lanes[0].median() > lanes[1].median() { &lanes[0] } else { &lanes[1] };
-    at_least("durable commits, 1 thread, over the best bare file", lanes[2].over(best).median(), 0.9, "x");
+    at_least(
+        "durable commits, 1 thread, over the best bare file",
+        lanes[2].over(best).median(),
+        0.9,
+        "x",
+    );
     println!("  8 threads over 1: {:.2}x", lanes[3].over(&lanes[2]).median());
     db.close().expect("a close");
 }

@@ -17,16 +17,17 @@ use crate::format::snapshot::Span;
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::Keyspace;
-use crate::open::{Catalogue, Content};
+use crate::open::{Catalogue, Content, OnDisk};
 use crate::options::{Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
+use crate::saver::{Line, SaveThread, Saver};
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, Stats};
 use crate::storage::Disk;
 use crate::storage::load::{load_file, load_stream};
 use crate::storage::log::Log;
-use crate::storage::save::{SaveHandle, SaveOptions};
+use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
 use crate::sync::Mutex;
@@ -69,10 +70,9 @@ pub(crate) struct Engine {
     log: Option<Arc<Log>>,
     /// What a write waits for that doesn't say.
     durability: Durability,
-    /// The histories of what was loaded.
-    loaded: Vec<Span>,
-    /// Names this run as a writer in lineages.
-    node: [u8; 16],
+    saver: Option<Arc<Saver>>,
+    save_thread: Option<SaveThread>,
+    line: Arc<Line>,
 }
 
 /// The thread that frees what dropped stills leave behind.
@@ -100,14 +100,23 @@ impl Database {
     /// A database of `content`, with the log of its directory if it has one.
     pub(crate) fn over(
         content: Content,
-        log: Option<Arc<Log>>,
+        on_disk: Option<OnDisk>,
         node: [u8; 16],
         builder: Builder,
     ) -> Result<Self> {
         let Content { tree, catalogue, lineage } = content;
         let reclaimer = builder.reclaims_by_itself.then(|| Reclaimer::start(&tree));
-        let kept = log.as_ref().filter(|_| builder.keeps_log_by_itself);
-        let keeper = kept.map(|log| Keeper::start(&tree, log));
+        let line = Arc::new(Line { loaded: lineage, node });
+        let (mut keeper, mut save_thread, mut saver, mut log) = (None, None, None, None);
+        if let Some(OnDisk { log: own_log, snapshots, last_save }) = on_disk {
+            let parts = (&tree, &own_log, &line);
+            let own = Arc::new(Saver::new(parts, builder.saves, snapshots, last_save));
+            if builder.keeps_log_by_itself {
+                keeper = Some(Keeper::start(&tree, &own_log));
+                save_thread = Some(SaveThread::start(&own));
+            }
+            (saver, log) = (Some(own), Some(own_log));
+        }
         let engine = Engine {
             tree,
             disk: builder.disk,
@@ -118,8 +127,9 @@ impl Database {
             keeper,
             log,
             durability: builder.durability,
-            loaded: lineage,
-            node,
+            saver,
+            save_thread,
+            line,
         };
         Ok(Self { engine: Arc::new(engine) })
     }
@@ -322,10 +332,39 @@ impl Database {
     /// None for a database in memory.
     pub fn close(&self) -> Result<()> {
         self.engine.tree.commit.close();
+        if let Some(saver) = &self.engine.saver {
+            saver.close();
+        }
         match &self.engine.log {
             Some(log) => log.finish(&self.engine.tree.commit),
             None => Ok(()),
         }
+    }
+
+    /// Saves the present into the database's directory, now, and removes the log that this makes unnecessary. What a database
+    /// does [by itself](Builder::save_when_log_exceeds) from time to time.
+    ///
+    /// Writers go on. Interrupted at any point it leaves a directory that opens to the same state.
+    ///
+    /// # Errors
+    /// [`Error::NoLog`], [`Error::LogFailed`], those of [`save`](Database::save).
+    pub fn compact_log(&self, options: SaveOptions) -> Result<SaveReport> {
+        self.saver()?.save(&options)
+    }
+
+    /// After the log failed: saves all there is in memory to a new snapshot and goes on in a new log. Writes are taken
+    /// again then. What was answered with [`Error::NotDurable`] is in the snapshot.
+    ///
+    /// Does the same to a log that has not failed. If it fails, everything stays as it was.
+    ///
+    /// # Errors
+    /// As [`compact_log`](Database::compact_log).
+    pub fn recover(&self) -> Result<SaveReport> {
+        self.saver()?.restart(&SaveOptions::default())
+    }
+
+    fn saver(&self) -> Result<&Saver> {
+        self.engine.saver.as_deref().ok_or(Error::NoLog)
     }
 
     /// Brings all that is committed to `level`, and returns the last batch that is at it.
@@ -477,16 +516,9 @@ impl Engine {
         }
     }
 
-    /// The histories of the line that `cut` is on, up to it.
+    /// The histories of the line that ends at `cut`.
     pub(crate) fn lineage(&self, cut: &Cut) -> Vec<Span> {
-        let mut lineage = self.loaded.clone();
-        let Position { history, seq } = cut.position;
-        if seq > cut.history_start {
-            // No promotion yet: one term, and every run its own writer.
-            let (start, writer) = (Seq(cut.history_start.0 + 1), self.node);
-            lineage.push(Span { history, term: 0, writer, start, end: seq });
-        }
-        lineage
+        self.line.at(cut)
     }
 }
 
@@ -547,6 +579,10 @@ impl Drop for Engine {
         // Before the tree goes: the threads hold it for as long as they run.
         self.reclaimer = None;
         self.keeper = None;
+        self.save_thread = None;
+        if let Some(saver) = &self.saver {
+            saver.close();
+        }
         if let Some(log) = &self.log {
             self.tree.commit.close();
             // Who wants to be told closes the database before.

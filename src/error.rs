@@ -96,8 +96,11 @@ pub enum Error {
     /// More was asked for than a database can do that lives in memory alone. Nothing changed.
     NoLog,
     /// An earlier write or sync of the log failed: nobody knows which bytes the disk has (Rebello et al.,
-    /// "Can Applications Recover from fsync Failures?", ATC 2020). Nothing changed, reads go on.
+    /// "Can Applications Recover from fsync Failures?", ATC 2020). Nothing changed, reads go on;
+    /// [`Database::recover`](crate::Database::recover) begins a new log.
     LogFailed(LogFailure),
+    /// The database's own saves fail, and it was opened to refuse writes then. Nothing changed.
+    SavesFail,
     /// The batch is committed and visible, but the log failed before it had the durability asked for: whether it
     /// outlives this process is unknown.
     NotDurable {
@@ -275,6 +278,7 @@ impl fmt::Display for Error {
             }
             Error::NoLog => f.write_str("the database lives in memory alone, it has no log"),
             Error::LogFailed(failure) => write!(f, "the log failed: {failure}"),
+            Error::SavesFail => f.write_str("saves fail, and writes are refused while they do"),
             Error::NotDurable { position, failure } => {
                 write!(f, "{position} is committed, not durable: {failure}")
             }

@@ -16,6 +16,7 @@ mod options;
 mod planted;
 mod position;
 mod range;
+mod saver;
 mod slice;
 mod snapshot;
 mod stats;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::commit::{CATALOGUE, KeyspaceSlot, LoggedEffect, Totals};
 use crate::database::Database;
@@ -14,9 +15,10 @@ use crate::format::snapshot::{Footer, Span};
 use crate::keys::{self, CATALOGUE_ID, PREFIX_LEN};
 use crate::options::Builder;
 use crate::position::{Position, Seq};
+use crate::saver::LastSave;
 use crate::storage::directory::Directory;
 use crate::storage::load::{Loaded, load_file};
-use crate::storage::log::{Closed, Log};
+use crate::storage::log::{Closed, FIRST_SEGMENT_BYTES, Log};
 use crate::storage::recovery::{
     Applied, Apply, ApplyError, Listed, Refusal, SegmentFact, SnapshotFact, is_on, plan, replay,
     sync_replayed,
@@ -41,6 +43,14 @@ pub(crate) struct Content {
     pub(crate) catalogue: Catalogue,
     /// The histories of its line so far.
     pub(crate) lineage: Vec<Span>,
+}
+
+/// What an open directory has beside its content.
+pub(crate) struct OnDisk {
+    pub(crate) log: Arc<Log>,
+    /// Ordinal and last batch of each snapshot, oldest first.
+    pub(crate) snapshots: Vec<(u64, Seq)>,
+    pub(crate) last_save: LastSave,
 }
 
 impl Catalogue {
@@ -122,10 +132,13 @@ impl Database {
             Err(refusal) => return Err(refused(&directory, refusal, &mut snapshots)),
         };
 
+        let mut last = LastSave { seq: Seq(0), bytes: 0, log_bytes: 0, when: Instant::now() };
         let mut content = match plan.snapshot {
             None => Content::empty(&builder),
             Some(ordinal) => {
                 let file = snapshots.remove(&ordinal).expect("it was listed")?;
+                last.seq = file.info().position.seq;
+                last.bytes = file.info().file_bytes;
                 let bulk = Bulk::new(builder.config.clone());
                 let threads = std::thread::available_parallelism().map_or(1, usize::from);
                 let loaded = load_file(file.reader(), &bulk, threads)?;
@@ -149,7 +162,15 @@ impl Database {
         for name in &listed.temporary {
             directory.remove(&directory.path.join(name))?;
         }
-        let spare = reuse_spare(&directory, &chain, plan.blank.last().copied())?;
+        let mut next_ordinal = listed.next_ordinal();
+        let mut spare = reuse_spare(&directory, &chain, plan.blank.last().copied())?;
+        if let Some(useless) = &recovered.useless {
+            if spare.is_none() {
+                spare = Some(Spare::make(&directory, next_ordinal, FIRST_SEGMENT_BYTES)?);
+                next_ordinal += 1;
+            }
+            directory.remove(useless)?;
+        }
         let older = outdated.iter().map(|found| Closed {
             ordinal: found.ordinal,
             bytes: found.len,
@@ -160,11 +181,14 @@ impl Database {
 
         let node = directory.identity.node;
         let chain = recovered.base.chain;
-        let start = recovered.start(listed.next_ordinal());
+        let start = recovered.start(next_ordinal);
         let log = Arc::new(Log::new(directory, builder.segment_bytes, start, spare));
         let room: Arc<Log> = Arc::clone(&log);
         content.tree.commit.attach_log(chain, node, room);
-        Self::over(content, Some(log), node, builder)
+        let of = |fact: &SnapshotFact| (fact.ordinal, fact.seq.unwrap_or_default());
+        let snapshots = snapshot_facts.iter().map(of).collect();
+        let on_disk = OnDisk { log, snapshots, last_save: last };
+        Self::over(content, Some(on_disk), node, builder)
     }
 }
 

@@ -11,7 +11,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::commit::Holder;
 use crate::database::Database;
 use crate::position::Position;
+use crate::saver::SavePolicy;
 use crate::storage::recovery::RecoveryMode;
+use crate::storage::save::{SaveOptions, SaveReport};
 use crate::storage::{Disk, OsDisk};
 use crate::tree::Config;
 
@@ -33,6 +35,7 @@ pub struct Builder {
     pub(crate) segment_bytes: u64,
     /// Whether threads of the database's own look after the log.
     pub(crate) keeps_log_by_itself: bool,
+    pub(crate) saves: SavePolicy,
 }
 
 /// What must have happened before a write returns, in a database that has a [directory](Builder::open).
@@ -110,7 +113,57 @@ impl Builder {
             recovery: RecoveryMode::default(),
             segment_bytes: 64 << 20,
             keeps_log_by_itself: true,
+            saves: SavePolicy::default(),
         }
+    }
+
+    /// Saves a snapshot into the directory by itself once `batches` were committed and `within` has passed since the last save;
+    /// said more than once, whenever one of the pairs holds. A save removes the log that it makes unnecessary. Default: none
+    /// beside [`save_when_log_exceeds`](Builder::save_when_log_exceeds).
+    ///
+    /// A save that fails is told to [`on_save`](Builder::on_save) and tried again after a second, then two, up to a minute.
+    pub fn save_after(mut self, batches: u64, within: Duration) -> Self {
+        self.saves.after.push((batches, within));
+        self
+    }
+
+    /// Saves when the log behind the last snapshot is longer than `bytes` and than that snapshot; `None`: never for that
+    /// reason. So opening replays at most so much, and what was written during one save. Default: 64 MiB.
+    pub fn save_when_log_exceeds(mut self, bytes: Option<u64>) -> Self {
+        self.saves.log_bytes = bytes;
+        self
+    }
+
+    /// How the database's own saves are done.
+    pub fn save_options(mut self, options: SaveOptions) -> Self {
+        self.saves.options = options;
+        self
+    }
+
+    /// Calls `tell` after each save that the database did by itself, on the thread that saved.
+    pub fn on_save(mut self, tell: impl Fn(&Result<SaveReport>) + Send + Sync + 'static) -> Self {
+        self.saves.tell = Some(Arc::new(tell));
+        self
+    }
+
+    /// Whether writes are refused, with [`Error::SavesFail`](crate::Error::SavesFail), from a failed save of its own
+    /// to the next that succeeds. Default: no, the log holds them.
+    pub fn refuse_writes_if_saves_fail(mut self, refuse: bool) -> Self {
+        self.saves.stops_writes = refuse;
+        self
+    }
+
+    /// Keeps `bytes` of the log at the least, and all of it that is younger than `age`, though a snapshot holds it. Default:
+    /// nothing.
+    pub fn keep_log(mut self, bytes: u64, age: Duration) -> Self {
+        (self.saves.keep_bytes, self.saves.keep_age) = (bytes, age);
+        self
+    }
+
+    /// Keeps so many snapshots, and the log behind the oldest of them. Default and least: 1.
+    pub fn keep_snapshots(mut self, count: usize) -> Self {
+        self.saves.keep_snapshots = count.max(1);
+        self
     }
 
     /// What a write waits for unless it says otherwise. Default: [`Durability::Periodic`], a second.

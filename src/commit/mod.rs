@@ -183,6 +183,8 @@ struct State {
     tail: Option<Tail>,
     /// Why the log takes no more.
     log_failure: Option<LogFailure>,
+    /// Saves fail, and writes are to be refused for that.
+    saves_fail: bool,
 }
 
 #[derive(Debug, Default)]
@@ -275,9 +277,6 @@ impl State {
             Body::Unlogged => 0,
             Body::Logged(body) => body.now_ms(),
             Body::Replayed { position, time_ms } => {
-                if position.history != self.position.history {
-                    self.history_start = self.position.seq;
-                }
                 self.position = *position;
                 self.last_time_ms = self.last_time_ms.max(*time_ms);
                 return;
@@ -324,6 +323,7 @@ impl Commit {
                 closed: false,
                 tail: None,
                 log_failure: None,
+                saves_fail: false,
             }),
             newest_code: AtomicU64::new(0),
             newest_id: AtomicU64::new(0),
@@ -336,7 +336,11 @@ impl Commit {
 
     /// From now on every batch has a record, which goes behind the chain `chain`. Called once, before anyone writes.
     pub(crate) fn attach_log(&self, chain: u32, writer: [u8; 16], room: Arc<dyn Room>) {
-        self.state.lock().tail = Some(Tail::new(chain, writer));
+        let mut state = self.state.lock();
+        state.tail = Some(Tail::new(chain, writer));
+        // What was replayed is of the histories before this run's.
+        state.history_start = state.position.seq;
+        drop(state);
         assert!(self.room.set(room).is_ok(), "a database has one log");
     }
 
@@ -380,6 +384,20 @@ impl Commit {
         let tail = state.tail.as_mut().expect("a database with a log");
         tail.set_limit(limit);
         !tail.is_empty()
+    }
+
+    /// The log begins anew behind all there is: writes are taken again.
+    pub(crate) fn restart_log(&self) {
+        let mut state = self.state.lock();
+        state.log_failure = None;
+        if let Some(tail) = &mut state.tail {
+            tail.set_limit(0);
+        }
+    }
+
+    /// Whether writes are refused because saves fail.
+    pub(crate) fn set_saves_fail(&self, fail: bool) {
+        self.state.lock().saves_fail = fail;
     }
 
     /// The log takes no more: writes are refused, reads go on. What waits in the tail stays there.
@@ -474,6 +492,9 @@ impl Commit {
         self.check()?;
         if let Some(failure) = &state.log_failure {
             return Err(Error::LogFailed(failure.clone()));
+        }
+        if state.saves_fail {
+            return Err(Error::SavesFail);
         }
         if state.closed { Err(Error::Closed) } else { Ok(()) }
     }

@@ -16,9 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::DiskFile;
 use super::directory::Directory;
 use super::segment::{OVERHEAD, Segment, Spare};
-use super::DiskFile;
 use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
 use crate::format::log::{Base, Beginning, Frame, Framed, MARK_LEN, RECORD_FRAME_LEN};
@@ -27,7 +27,7 @@ use crate::position::Seq;
 use crate::sync::assert_no_latch;
 
 /// The length of the first segment of a run; each further one is four times as long as the one before.
-const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
+pub(crate) const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 /// Records may wait in memory up to this many bytes, unless a longer one must.
 const TAIL_BYTES: u64 = 16 << 20;
 /// A mark with the fingerprint follows at least so many bytes of records.
@@ -67,11 +67,12 @@ struct Syncing {
 struct Writer {
     current: Option<Segment>,
     spare: Option<Spare>,
-    /// Segments that were left and not synced since, oldest first, each with its last batch. What they map goes with
-    /// them, with no lock held: that takes a while.
+    /// Segments that were left and not synced since, oldest first, each with its last batch.
     unsynced: Vec<(Segment, Seq)>,
     /// Segments that were left, oldest first.
     closed: VecDeque<Closed>,
+    /// Bytes of segments that are gone.
+    pruned: u64,
     /// What the last record written leaves.
     base: Base,
     /// The segment that the first one of this run goes on from, and where it ends.
@@ -127,6 +128,7 @@ impl Log {
                 spare,
                 unsynced: Vec::new(),
                 closed: start.closed.into(),
+                pruned: 0,
                 base: start.base,
                 previous: start.previous,
                 empty: Vec::new(),
@@ -252,7 +254,8 @@ impl Log {
             let mut writer = lock(&self.writer);
             self.write_tail(&mut writer, commit, false)?;
             let current = writer.current.as_ref();
-            let current = current.map(|current| (Arc::clone(&current.path), Arc::clone(&current.file)));
+            let current =
+                current.map(|current| (Arc::clone(&current.path), Arc::clone(&current.file)));
             (writer.base.position.seq, current)
         };
         // Whatever was left before must be on the disk before what follows counts.
@@ -345,6 +348,43 @@ impl Log {
         }
     }
 
+    /// Bytes that were ever in the log, as far as this run knows.
+    pub(crate) fn bytes(&self) -> u64 {
+        let writer = lock(&self.writer);
+        let closed: u64 = writer.closed.iter().map(|closed| closed.bytes).sum();
+        closed + writer.pruned + writer.current.as_ref().map_or(0, |current| current.offset)
+    }
+
+    /// Begins anew behind a snapshot of all there is: what failed is left behind, what waited is in the snapshot.
+    pub(crate) fn restart(&self, commit: &Commit) -> Result<()> {
+        let _making = lock(&self.making);
+        let mut writer = lock(&self.writer);
+        let drained = commit.drain(std::mem::take(&mut writer.empty));
+        // The next record begins a segment, which goes on from the snapshot.
+        if let Some(mut left) = writer.current.take() {
+            left.leave();
+            let (ordinal, bytes) = (left.label.ordinal, left.offset);
+            let (last, time_ms) = (drained.base.position.seq, drained.base.time_ms);
+            writer.closed.push_back(Closed { ordinal, bytes, last, time_ms });
+        }
+        // Nobody knows what the disk has of it.
+        let spare = writer.spare.take();
+        writer.unsynced.clear();
+        writer.base = drained.base;
+        writer.previous = None;
+        writer.unmarked = 0;
+        let seq = drained.base.position.seq.0;
+        self.written.store(seq, Ordering::Release);
+        self.durable.store(seq, Ordering::Release);
+        writer.failure = None;
+        commit.restart_log();
+        drop(writer);
+        match spare {
+            Some(spare) => self.directory.remove(&spare.path),
+            None => Ok(()),
+        }
+    }
+
     /// Segments that were left, oldest first.
     pub(crate) fn closed(&self) -> Vec<Closed> {
         lock(&self.writer).closed.iter().cloned().collect()
@@ -353,10 +393,17 @@ impl Log {
     /// Removes the oldest segments, up to and including that of `ordinal`. Their batches are in a snapshot.
     pub(crate) fn prune(&self, ordinal: u64) -> Result<()> {
         loop {
-            let oldest = lock(&self.writer).closed.front().map(|closed| closed.ordinal);
+            let oldest = {
+                let writer = lock(&self.writer);
+                // A directory with a snapshot always has a segment: that none is there must mean that it is missing.
+                let is_last = writer.closed.len() == 1 && writer.current.is_none();
+                writer.closed.front().map(|closed| closed.ordinal).filter(|_| !is_last)
+            };
             let Some(oldest) = oldest.filter(|oldest| *oldest <= ordinal) else { return Ok(()) };
             self.directory.remove(&self.directory.segment(oldest))?;
-            lock(&self.writer).closed.pop_front();
+            let mut writer = lock(&self.writer);
+            let gone = writer.closed.pop_front();
+            writer.pruned += gone.map_or(0, |gone| gone.bytes);
         }
     }
 
@@ -380,7 +427,7 @@ impl Log {
             if let Some(current) = &mut writer.current {
                 current.give_back()?;
             }
-            // A directory with a snapshot always has a segment: that none is there must mean that it is missing.
+            // As in `prune`.
             let has_segment = writer.current.is_some() || !writer.closed.is_empty();
             if has_segment && let Some(spare) = writer.spare.take() {
                 self.directory.remove(&spare.path)?;
@@ -509,6 +556,7 @@ impl Writer {
                 time_ms: self.base.time_ms,
             });
             left.write(&end, left.offset)?;
+            left.leave();
             self.unsynced.push((left, self.base.position.seq));
         }
         let beginning = Beginning { base: self.base, previous: self.previous, durable };

@@ -16,7 +16,7 @@
 use std::io;
 use std::path::Path;
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 use super::DiskMap;
 use super::snapshot_file::SnapshotFile;
@@ -84,17 +84,49 @@ pub(crate) struct WriteMap {
     raw: MmapRaw,
     /// Up to here pages are present and may be written to without the file system being asked.
     ready: usize,
+    /// Up to here they were let go of again.
+    left: usize,
 }
 
 /// Pages are made ready so many bytes at a time: a fault for each would cost more.
-const READY_BYTES: usize = 1 << 20;
+const READY_BYTES: usize = 256 << 10;
 
 impl WriteMap {
     /// Maps the regular file at `path`, as long as it is now.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         assert_no_latch(super::DISK);
         let file = super::open_regular(path, true)?;
-        Ok(Self { raw: MmapOptions::new().map_raw(&file)?, ready: 0 })
+        Ok(Self { raw: MmapOptions::new().map_raw(&file)?, ready: 0, left: 0 })
+    }
+}
+
+impl WriteMap {
+    /// Makes the pages of `start..end` present, and lets go of those that lie well before.
+    fn make_ready(&mut self, start: usize, end: usize) -> io::Result<()> {
+        let from = self.ready.max(start - start % READY_BYTES);
+        let to = end.next_multiple_of(READY_BYTES).min(self.raw.len());
+        // A page that can't be had is an error here and would be the end of the process later. A system
+        // that does not know the advice makes them ready one by one.
+        match self.raw.advise_range(Advice::PopulateWrite, from, to - from) {
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
+            _ => self.ready = to,
+        }
+        // A sync makes every page that is mapped write-protected, and for each interrupts all processors that
+        // may have it in their tables: 16,000 times for a segment, while writers run.
+        let passed = start - start % READY_BYTES;
+        if passed > self.left {
+            // SAFETY: in a shared map of a file this takes the pages out of the tables of this process and
+            // changes no byte of the file; a later access brings them back. Nobody refers into them (invariant 4).
+            let left = unsafe {
+                let advice = UncheckedAdvice::DontNeed;
+                self.raw.unchecked_advise_range(advice, self.left, passed - self.left)
+            };
+            // Advice that is not taken costs time, nothing else.
+            if left.is_ok() {
+                self.left = passed;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -111,14 +143,7 @@ impl DiskMap for WriteMap {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if end > self.ready {
-            let from = self.ready.max(start - start % READY_BYTES);
-            let to = end.next_multiple_of(READY_BYTES).min(self.raw.len());
-            // A page that can't be had is an error here and would be the end of the process below. A system
-            // that does not know the advice makes them ready one by one.
-            match self.raw.advise_range(Advice::PopulateWrite, from, to - from) {
-                Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
-                _ => self.ready = to,
-            }
+            self.make_ready(start, end)?;
         }
         // SAFETY: `start..end` lies within the map (checked above), which is mapped and writable and which only
         // `&mut self` writes to (invariant 4), backed by the file to its end (invariant 3); `bytes` can't
@@ -197,6 +222,23 @@ pub(super) mod tests {
         // SAFETY: the file is this test's own and keeps its length.
         unsafe { Map::open(&path) }.unwrap().read_at(&mut buf, 0).unwrap();
         assert_eq!(buf, expected);
+    }
+
+    #[test]
+    fn pages_that_were_let_go_of_keep_what_was_stored() {
+        let dir = TestDir::new();
+        let len = 5 * READY_BYTES + 777;
+        let path = dir.write("stored", &vec![0; len]);
+        let mut map = WriteMap::open(&path).unwrap();
+        let expected: Vec<u8> = (0..len).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        for (number, piece) in expected.chunks(1_000).enumerate() {
+            map.store(piece, number as u64 * 1_000).unwrap();
+        }
+        assert!(map.left >= 3 * READY_BYTES, "{}", map.left);
+        // Also those may be stored to again.
+        map.store(&expected[..10], 0).unwrap();
+        drop(map);
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
     }
 
     #[test]

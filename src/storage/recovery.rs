@@ -7,6 +7,7 @@
 //! further than what could be read, bytes are missing that were there.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use super::directory::{Directory, FileKind};
 use super::log::{Closed, Start};
@@ -160,6 +161,9 @@ pub(crate) struct Recovered {
     pub(crate) base: Base,
     pub(crate) closed: Vec<Closed>,
     pub(crate) previous: Option<(u64, u64)>,
+    /// A segment in which nothing was begun that could be read: to be removed once there is another one, since a directory
+    /// with a snapshot always has a segment.
+    pub(crate) useless: Option<PathBuf>,
     /// Bytes of the log behind the last whole batch, which are gone.
     pub(crate) torn_bytes: u64,
     pub(crate) batches: u64,
@@ -184,8 +188,14 @@ pub(crate) fn replay(
     is_on_line: impl Fn(Position) -> bool,
     apply: &mut impl Apply,
 ) -> Result<Recovered> {
-    let mut recovered =
-        Recovered { base: from, closed: Vec::new(), previous: None, torn_bytes: 0, batches: 0 };
+    let mut recovered = Recovered {
+        base: from,
+        closed: Vec::new(),
+        previous: None,
+        useless: None,
+        torn_bytes: 0,
+        batches: 0,
+    };
     let mut base = None;
     for (at, found) in segments.iter().enumerate() {
         let bytes = found.bytes(directory)?;
@@ -365,7 +375,7 @@ impl Tear {
             directory.remove(&later.path)?;
         }
         if offset == LABEL_LEN {
-            directory.remove(&found.path)?;
+            recovered.useless = Some(found.path.clone());
         } else if offset as u64 != found.len {
             let told = |op, source| Error::io(op, &found.path, source);
             let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;

@@ -196,6 +196,12 @@ impl SaveHandle {
         self.progress.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// What cancels it, for somebody else than who waits.
+    pub(crate) fn canceller(&self) -> impl Fn() + Send + 'static {
+        let progress = Arc::clone(&self.progress);
+        move || progress.cancelled.store(true, Ordering::Relaxed)
+    }
+
     /// Whether [`SaveHandle::wait`] would return at once.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()

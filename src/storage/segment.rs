@@ -119,10 +119,15 @@ impl Segment {
         written.map_err(|source| LogFailure::new("write", &self.path, source))
     }
 
+    /// Nothing is written to it any more: what of it is mapped need not be.
+    pub(crate) fn leave(&mut self) {
+        self.map = None;
+    }
+
     /// Cuts off what was not used, and syncs. Nothing is written any more.
     pub(crate) fn give_back(&mut self) -> crate::Result<()> {
         // A file must not be shortened under a map of it.
-        self.map = None;
+        self.leave();
         let told = |op, source| Error::io(op, &self.path, source);
         self.file.set_len(self.offset).map_err(|source| told("cut", source))?;
         self.file.sync_all().map_err(|source| told("sync", source))

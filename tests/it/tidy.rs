@@ -34,6 +34,7 @@ const ROOMS: &[Room] = &[
             "keys",
             "keeper",
             "open",
+            "saver",
             "options",
             "stats",
         ],

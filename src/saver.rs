@@ -1,0 +1,320 @@
+//! Saves into an open directory: a snapshot beside the log, then whatever it makes unnecessary goes.
+//!
+//! Order is what makes it safe to be interrupted: the log is synced up to the cut, the snapshot is whole and durable
+//! before it has its name, and only then older snapshots go, and after them segments, the oldest first. At every moment the
+//! newest snapshot and the log behind it are there.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::commit::{Cut, Holder};
+use crate::format::snapshot::Span;
+use crate::position::{Position, Seq};
+use crate::storage::log::Log;
+use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
+use crate::storage::source;
+use crate::sync::{Mutex, assert_no_latch};
+use crate::tree::{Pass, Tree};
+use crate::{Error, Result};
+
+/// The histories that led here, and who writes the present one.
+#[derive(Debug)]
+pub(crate) struct Line {
+    /// Those of what was loaded.
+    pub(crate) loaded: Vec<Span>,
+    /// Names this run as a writer.
+    pub(crate) node: [u8; 16],
+}
+
+impl Line {
+    /// The histories of the line that ends at `cut`.
+    pub(crate) fn at(&self, cut: &Cut) -> Vec<Span> {
+        let mut lineage = self.loaded.clone();
+        let Position { history, seq } = cut.position;
+        if seq > cut.history_start {
+            // No promotion yet: one term, and every run its own writer.
+            let (start, writer) = (Seq(cut.history_start.0 + 1), self.node);
+            lineage.push(Span { history, term: 0, writer, start, end: seq });
+        }
+        lineage
+    }
+}
+
+/// When a database saves by itself, and what it keeps: [`Builder::save_after`](crate::Builder::save_after) and those
+/// beside it.
+#[derive(Clone)]
+pub(crate) struct SavePolicy {
+    /// Saves after so many batches, if so much time has passed since the last save.
+    pub(crate) after: Vec<(u64, Duration)>,
+    /// Saves when the log behind the last snapshot is longer than that, and than this.
+    pub(crate) log_bytes: Option<u64>,
+    pub(crate) options: SaveOptions,
+    /// Writes are refused while saves fail.
+    pub(crate) stops_writes: bool,
+    /// So much of the log stays, whatever a snapshot makes unnecessary.
+    pub(crate) keep_bytes: u64,
+    pub(crate) keep_age: Duration,
+    pub(crate) keep_snapshots: usize,
+    pub(crate) tell: Option<Arc<Tell>>,
+}
+
+type Tell = dyn Fn(&Result<SaveReport>) + Send + Sync;
+
+impl Default for SavePolicy {
+    fn default() -> Self {
+        Self {
+            after: Vec::new(),
+            log_bytes: Some(64 << 20),
+            options: SaveOptions::default(),
+            stops_writes: false,
+            keep_bytes: 0,
+            keep_age: Duration::ZERO,
+            keep_snapshots: 1,
+            tell: None,
+        }
+    }
+}
+
+impl fmt::Debug for SavePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SavePolicy").field("after", &self.after).finish_non_exhaustive()
+    }
+}
+
+/// See the file's head.
+pub(crate) struct Saver {
+    tree: Arc<Tree>,
+    log: Arc<Log>,
+    line: Arc<Line>,
+    policy: SavePolicy,
+    /// Held while a save runs: there is one at a time.
+    state: Mutex<State>,
+    /// Ends the save that runs; once closed there is none any more.
+    ending: Mutex<Ending>,
+}
+
+/// What the saves of this run came to.
+#[derive(Debug)]
+struct State {
+    /// The snapshots in the directory, oldest first: ordinal and last batch, 0 for a damaged one.
+    snapshots: Vec<(u64, Seq)>,
+    last: LastSave,
+}
+
+#[derive(Default)]
+struct Ending {
+    closed: bool,
+    cancel: Option<Box<dyn Fn() + Send>>,
+}
+
+/// The newest snapshot in the directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LastSave {
+    pub(crate) seq: Seq,
+    /// Its length, in bytes.
+    pub(crate) bytes: u64,
+    /// What was in the log then.
+    pub(crate) log_bytes: u64,
+    pub(crate) when: Instant,
+}
+
+impl Saver {
+    pub(crate) fn new(
+        (tree, log, line): (&Arc<Tree>, &Arc<Log>, &Arc<Line>),
+        policy: SavePolicy,
+        snapshots: Vec<(u64, Seq)>,
+        last: LastSave,
+    ) -> Self {
+        let (tree, log, line) = (Arc::clone(tree), Arc::clone(log), Arc::clone(line));
+        let state = Mutex::new(State { snapshots, last });
+        Self { tree, log, line, policy, state, ending: Mutex::default() }
+    }
+
+    /// Ends the save that runs, waits for it, and lets no other begin.
+    pub(crate) fn close(&self) {
+        let cancel = {
+            let mut ending = self.ending.lock();
+            ending.closed = true;
+            ending.cancel.take()
+        };
+        if let Some(cancel) = cancel {
+            cancel();
+        }
+        drop(self.state.lock());
+    }
+
+    /// Saves the present into the directory and removes what that makes unnecessary.
+    pub(crate) fn save(&self, options: &SaveOptions) -> Result<SaveReport> {
+        assert_no_latch("a save");
+        // One at a time: who waits here wants a later cut than the one that is being saved.
+        let mut state = self.state.lock();
+        let log_bytes = self.log.bytes();
+        let pass = Pass::take(&self.tree, Holder::Save)?;
+        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        // A snapshot must not hold what the log might still lose.
+        self.log.sync(&self.tree.commit, cut.position.seq).map_err(Error::LogFailed)?;
+        let report = self.write(&mut state, pass, cut, options, log_bytes)?;
+        self.prune(&mut state)?;
+        Ok(report)
+    }
+
+    /// Writes the snapshot at `cut`.
+    fn write(
+        &self,
+        state: &mut State,
+        pass: Pass,
+        cut: source::Cut,
+        options: &SaveOptions,
+        log_bytes: u64,
+    ) -> Result<SaveReport> {
+        let ordinal = self.log.take_ordinal();
+        let directory = &self.log.directory;
+        let path = directory.snapshot(ordinal);
+        let disk = Arc::clone(&directory.disk);
+        let handle = {
+            let mut ending = self.ending.lock();
+            if ending.closed {
+                return Err(Error::Closed);
+            }
+            let handle = SaveHandle::start(disk, &path, pass, cut, options)?;
+            ending.cancel = Some(Box::new(handle.canceller()));
+            handle
+        };
+        let report = handle.wait();
+        self.ending.lock().cancel = None;
+        let report = report?;
+        let (seq, bytes) = (report.position.seq, report.file_bytes);
+        state.snapshots.push((ordinal, seq));
+        state.last = LastSave { seq, bytes, log_bytes, when: Instant::now() };
+        Ok(report)
+    }
+
+    /// Removes snapshots and segments that nothing needs any more.
+    fn prune(&self, state: &mut State) -> Result<()> {
+        let directory = &self.log.directory;
+        while state.snapshots.len() > self.policy.keep_snapshots.max(1) {
+            directory.remove(&directory.snapshot(state.snapshots[0].0))?;
+            state.snapshots.remove(0);
+        }
+        // Before the segments that the older ones would need.
+        directory.sync()?;
+        let oldest = state.snapshots.first().map_or(Seq(0), |(_, seq)| *seq);
+        let keep_age = u64::try_from(self.policy.keep_age.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = self.tree.clock().now_ms();
+        let closed = self.log.closed();
+        let mut left: u64 = closed.iter().map(|segment| segment.bytes).sum();
+        for segment in closed {
+            left = left.saturating_sub(segment.bytes);
+            let is_young = keep_age > 0 && segment.time_ms.saturating_add(keep_age) > now_ms;
+            if segment.last > oldest || left < self.policy.keep_bytes || is_young {
+                break;
+            }
+            self.log.prune(segment.ordinal)?;
+        }
+        directory.sync()
+    }
+
+    /// Whether the policy asks for a save now.
+    fn is_due(&self) -> bool {
+        let last = self.state.lock().last;
+        let changes = self.tree.commit.position().seq.0.saturating_sub(last.seq.0);
+        if changes == 0 {
+            return false;
+        }
+        let since = last.when.elapsed();
+        let by_time = |(count, within): &(u64, Duration)| changes >= *count && since >= *within;
+        let grown = self.log.bytes().saturating_sub(last.log_bytes);
+        let by_size = self.policy.log_bytes.is_some_and(|least| grown > last.bytes.max(least));
+        by_size || self.policy.after.iter().any(by_time)
+    }
+
+    /// Begins a new log behind a new snapshot, after the log failed.
+    pub(crate) fn restart(&self, options: &SaveOptions) -> Result<SaveReport> {
+        assert_no_latch("a save");
+        let mut state = self.state.lock();
+        if self.log.failure().is_none() {
+            drop(state);
+            return self.save(options);
+        }
+        // No batch gets a Seq while the log has failed: the cut holds all there are.
+        let pass = Pass::take(&self.tree, Holder::Save)?;
+        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        let log_bytes = self.log.bytes();
+        let report = self.write(&mut state, pass, cut, options, log_bytes)?;
+        // From here on the directory is good without what is left of the old log.
+        self.log.restart(&self.tree.commit)?;
+        // What can't be removed now the next save removes.
+        let _ = self.prune(&mut state);
+        Ok(report)
+    }
+}
+
+/// The thread that saves by the policy. Ends it when dropped.
+pub(crate) struct SaveThread {
+    saver: Arc<Saver>,
+    /// Dropped to end the thread.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How often it is looked whether a save is due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a save that failed so long passes before the next, twice as long after each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+impl SaveThread {
+    pub(crate) fn start(saver: &Arc<Saver>) -> Self {
+        let (stop, stopped) = bounded::<()>(0);
+        let (saver, saving) = (Arc::clone(saver), Arc::clone(saver));
+        let thread = thread::Builder::new().name("stillframe-saver".into());
+        let thread = thread.spawn(move || saving.run(&stopped));
+        Self { saver, stop: Some(stop), thread: Some(thread.expect("the system starts a thread")) }
+    }
+}
+
+impl Saver {
+    fn run(&self, stopped: &Receiver<()>) {
+        let mut retry = FIRST_RETRY;
+        let mut wait = LOOK_EVERY;
+        loop {
+            match stopped.recv_timeout(wait) {
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => return,
+            }
+            wait = LOOK_EVERY;
+            if self.log.failure().is_some() || !self.is_due() {
+                continue;
+            }
+            let saved = self.save(&self.policy.options);
+            let failed = saved.is_err();
+            if failed {
+                wait = retry;
+                retry = (retry * 2).min(LAST_RETRY);
+            } else {
+                retry = FIRST_RETRY;
+            }
+            self.tree.commit.set_saves_fail(failed && self.policy.stops_writes);
+            if let Some(tell) = &self.policy.tell {
+                tell(&saved);
+            }
+        }
+    }
+}
+
+impl Drop for SaveThread {
+    fn drop(&mut self) {
+        self.stop = None;
+        self.saver.close();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
+            // A panic there is our bug; what it left behind is an older snapshot and its log.
+            let _ = thread.join();
+        }
+    }
+}
