@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use crate::commit::{CATALOGUE, KeyspaceSlot, LoggedEffect, Totals};
@@ -140,7 +142,7 @@ impl Database {
                 last.seq = file.info().position.seq;
                 last.bytes = file.info().file_bytes;
                 let bulk = Bulk::new(builder.config.clone());
-                let threads = std::thread::available_parallelism().map_or(1, usize::from);
+                let threads = thread::available_parallelism().map_or(1, usize::from);
                 let loaded = load_file(file.reader(), &bulk, threads)?;
                 Content::loaded(bulk, loaded)?
             }
@@ -154,10 +156,17 @@ impl Database {
             plan.segments.contains(&found.ordinal) || plan.blank.contains(&found.ordinal)
         };
         let (chain, outdated): (Vec<Found>, Vec<Found>) = found.into_iter().partition(needed);
-        let mut replayer = Replayer::new(&mut content);
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let mut replayer = Replayer::new(&mut content, threads);
         let on_line = |position| is_on(spans.iter().copied(), position);
-        let mut recovered = replay(&directory, mode, &chain, from, on_line, &mut replayer)?;
-        replayer.finish(&recovered.base)?;
+        let ahead = builder.keeps_log_by_itself;
+        let mut recovered = replay(&directory, mode, &chain, from, on_line, &mut replayer, ahead)?;
+        let end = recovered.closed.last().map(|last| (directory.segment(last.ordinal), last.bytes));
+        replayer.finish(&recovered.base).map_err(|error| match (error, end) {
+            (ApplyError::Error(error), _) => error,
+            (ApplyError::Fault(fault), Some((path, end))) => Error::corrupt(&path, end, fault),
+            (ApplyError::Fault(fault), None) => Error::corrupt(&directory.path, 0, fault),
+        })?;
         sync_replayed(&directory, &recovered)?;
         for name in &listed.temporary {
             directory.remove(&directory.path.join(name))?;
@@ -232,8 +241,10 @@ fn refused(
     }
 }
 
-/// So many operations are applied together: their cache misses overlap.
-const WINDOW: usize = 1_024;
+/// From so many operations on they are applied, by several threads.
+const WINDOW: usize = 8_192;
+/// So many are one batch of the tree: their cache misses overlap.
+const BATCH: usize = 1_024;
 
 /// Applies what the log holds. Batches that only put and remove are joined, the last of each key counting: nobody
 /// looks in between, and a leaf's stamp may be newer than its last change.
@@ -246,6 +257,9 @@ struct Replayer<'a> {
     /// Of the last batch among the operations.
     position: Position,
     time_ms: u64,
+    /// What a mark said directly behind that batch.
+    marked: Option<u64>,
+    threads: usize,
 }
 
 struct ReplayedOp {
@@ -259,9 +273,10 @@ struct ReplayedOp {
 }
 
 impl<'a> Replayer<'a> {
-    fn new(content: &'a mut Content) -> Self {
+    fn new(content: &'a mut Content, threads: usize) -> Self {
         let position = content.tree.commit.position();
-        Self { content, ops: Vec::new(), bytes: Vec::new(), position, time_ms: 0 }
+        let (ops, bytes) = (Vec::new(), Vec::new());
+        Self { content, ops, bytes, position, time_ms: 0, marked: None, threads }
     }
 
     fn add(&mut self, key: &[u8], put: Option<(&[u8], u64)>) -> std::result::Result<(), Fault> {
@@ -298,11 +313,8 @@ impl<'a> Replayer<'a> {
     }
 
     /// The log ends at `base`.
-    fn finish(mut self, base: &Base) -> Result<()> {
-        match self.flush() {
-            Ok(()) | Err(ApplyError::Fault(_)) => {}
-            Err(ApplyError::Error(error)) => return Err(error),
-        }
+    fn finish(mut self, base: &Base) -> Applied {
+        self.flush()?;
         if let Some(last) = self.content.lineage.last_mut() {
             last.end = base.position.seq;
         }
@@ -335,11 +347,12 @@ impl Apply for Replayer<'_> {
                 }
             }
         }
-        (self.position, self.time_ms) = (position, time_ms);
+        (self.position, self.time_ms, self.marked) = (position, time_ms, None);
         if !ranges.is_empty() {
             return self.apply(ranges);
         }
-        if self.ops.len() >= WINDOW { self.flush() } else { Ok(()) }
+        // Mostly there is a mark before long, at which the sum can be compared.
+        if self.ops.len() >= 2 * WINDOW { self.flush() } else { Ok(()) }
     }
 
     fn history(&mut self, position: Position, time_ms: u64, body: &HistoryBody) {
@@ -358,17 +371,20 @@ impl Apply for Replayer<'_> {
     }
 
     fn check(&mut self, fingerprint: u64) -> Applied {
-        self.flush()?;
-        let got = self.content.tree.commit.all_totals().fingerprint;
-        if got == fingerprint {
-            return Ok(());
-        }
-        let fault = Fault::Mismatch { field: "fingerprint", got, expected: fingerprint };
-        Err(ApplyError::Fault(fault))
+        self.marked = Some(fingerprint);
+        if self.ops.len() >= WINDOW { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Applied {
-        self.apply(Vec::new())
+        self.apply(Vec::new())?;
+        let got = self.content.tree.commit.all_totals().fingerprint;
+        match self.marked {
+            Some(expected) if got != expected => {
+                let fault = Fault::Mismatch { field: "fingerprint", got, expected };
+                Err(ApplyError::Fault(fault))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -384,19 +400,41 @@ impl Replayer<'_> {
         let key = |op: &ReplayedOp| &bytes[op.key..op.value];
         // Stable: of operations on one key the last stays last.
         self.ops.sort_by(|a, b| key(a).cmp(key(b)));
-        let mut changes = Changes { ranges, ..Changes::default() };
-        for (at, op) in self.ops.iter().enumerate() {
-            if self.ops.get(at + 1).is_some_and(|next| key(next) == key(op)) {
-                continue;
+        let ops = &self.ops;
+        let is_last = |at: &usize| ops.get(at + 1).is_none_or(|next| key(next) != key(&ops[*at]));
+        let last: Vec<&ReplayedOp> = (0..ops.len()).filter(is_last).map(|at| &ops[at]).collect();
+        let (position, time_ms) = (self.position, self.time_ms);
+        let apply = |ops: &[&ReplayedOp], ranges| -> Result<()> {
+            let mut changes = Changes { ranges, ..Changes::default() };
+            for op in ops {
+                let value = &bytes[op.value..op.end];
+                let put = op.expire_at.map(|expire_at| new_value(tree, value, expire_at));
+                let (slot, prefix_len, put) = (op.slot, PREFIX_LEN, put.transpose()?);
+                changes.ops.push(BatchOp { slot, key: key(op), prefix_len, put });
             }
-            let put =
-                op.expire_at.map(|expire_at| new_value(tree, &bytes[op.value..op.end], expire_at));
-            let put = put.transpose()?;
-            let (slot, prefix_len) = (op.slot, PREFIX_LEN);
-            changes.ops.push(BatchOp { slot, key: key(op), prefix_len, put });
+            tree.replay(&changes, position, time_ms)
+        };
+        if !ranges.is_empty() {
+            apply(&last, ranges)?;
+        } else {
+            // No two of them have a key in common: their order means nothing, there are no stills yet.
+            let share = last.len().div_ceil(self.threads).max(BATCH);
+            let in_batches = |share: &[&ReplayedOp]| {
+                share.chunks(BATCH).try_for_each(|batch| apply(batch, Vec::new()))
+            };
+            let mut shares = last.chunks(share);
+            let own = shares.next().unwrap_or_default();
+            thread::scope(|scope| {
+                let others: Vec<_> =
+                    shares.map(|share| scope.spawn(move || in_batches(share))).collect();
+                let mut done = in_batches(own);
+                for other in others {
+                    let other = other.join();
+                    done = done.and(other.unwrap_or_else(|panic| resume_unwind(panic)));
+                }
+                done
+            })?;
         }
-        tree.replay(&changes, self.position, self.time_ms)?;
-        drop(changes);
         self.ops.clear();
         self.bytes.clear();
         Ok(())

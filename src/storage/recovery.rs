@@ -8,6 +8,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::thread;
+
+use crossbeam_channel::bounded;
 
 use super::directory::{Directory, FileKind};
 use super::log::{Closed, Start};
@@ -187,6 +190,43 @@ pub(crate) fn replay(
     from: Base,
     is_on_line: impl Fn(Position) -> bool,
     apply: &mut impl Apply,
+    reads_ahead: bool,
+) -> Result<Recovered> {
+    if !reads_ahead {
+        let read = |at: usize, _| segments[at].bytes(directory);
+        return replay_read(directory, mode, segments, from, is_on_line, apply, read);
+    }
+    thread::scope(|scope| {
+        let (give_back, spent) = bounded::<Vec<u8>>(2);
+        let (hand_over, filled) = bounded(1);
+        scope.spawn(move || {
+            for found in segments {
+                // Memory that was used is quicker than new memory. Nobody to give it back, or to take it: it is over.
+                let mut bytes = spent.try_recv().unwrap_or_default();
+                let read = found.read_into(directory, &mut bytes);
+                if hand_over.send(read.map(|()| bytes)).is_err() {
+                    return;
+                }
+            }
+        });
+        let read = |_, spent| {
+            // Full: it has enough.
+            let _ = give_back.try_send(spent);
+            filled.recv().expect("one for each segment, in order")
+        };
+        replay_read(directory, mode, segments, from, is_on_line, apply, read)
+    })
+}
+
+/// As [`replay`]; `read` gives the bytes of each segment in turn, for those of the one before.
+fn replay_read(
+    directory: &Directory,
+    mode: RecoveryMode,
+    segments: &[Found],
+    from: Base,
+    is_on_line: impl Fn(Position) -> bool,
+    apply: &mut impl Apply,
+    mut read: impl FnMut(usize, Vec<u8>) -> Result<Vec<u8>>,
 ) -> Result<Recovered> {
     let mut recovered = Recovered {
         base: from,
@@ -197,8 +237,9 @@ pub(crate) fn replay(
         batches: 0,
     };
     let mut base = None;
+    let mut bytes = Vec::new();
     for (at, found) in segments.iter().enumerate() {
-        let bytes = found.bytes(directory)?;
+        bytes = read(at, std::mem::take(&mut bytes))?;
         let later = &segments[at + 1..];
         let corrupt = |offset: usize, fault| Error::corrupt(&found.path, offset as u64, fault);
         let beginning = match &found.beginning {
@@ -309,6 +350,11 @@ pub(crate) fn replay(
         });
         base = Some(frames.base);
         if let Some(tear) = tear {
+            // All of it is proven before anything is changed.
+            apply.flush().map_err(|error| match error {
+                ApplyError::Fault(fault) => corrupt(tear.offset, fault),
+                ApplyError::Error(error) => error,
+            })?;
             tear.cut(directory, mode, segments, &bytes, &mut recovered)?;
             break;
         }

@@ -203,12 +203,22 @@ impl Found {
 
     /// All its bytes.
     pub(crate) fn bytes(&self, directory: &Directory) -> crate::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.read_into(directory, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `bytes` with all its bytes.
+    pub(crate) fn read_into(
+        &self,
+        directory: &Directory,
+        bytes: &mut Vec<u8>,
+    ) -> crate::Result<()> {
         let file = directory.disk.open(&self.path);
         let file = file.map_err(|source| Error::io("open", &self.path, source))?;
         let told = |source| Error::io("read", &self.path, source);
-        let mut bytes = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX)];
-        read_exact_at(&*file, &mut bytes, 0).map_err(told)?;
-        Ok(bytes)
+        bytes.resize(usize::try_from(self.len).unwrap_or(usize::MAX), 0);
+        read_exact_at(&*file, bytes, 0).map_err(told)
     }
 }
 
