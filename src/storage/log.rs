@@ -13,12 +13,13 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::DiskFile;
 use super::directory::Directory;
-use super::segment::{OVERHEAD, Segment, Spare};
+use super::segment::{OVERHEAD, Segment, Spare, Way};
 use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
 use crate::format::log::{Base, Beginning, Frame, Framed, MARK_LEN, RECORD_FRAME_LEN};
@@ -52,6 +53,8 @@ pub(crate) struct Log {
     durable: AtomicU64,
     syncing: Mutex<Syncing>,
     synced: Condvar,
+    /// Told when as many wait as are expected.
+    arrived: Condvar,
     /// Asks for a segment to be made ahead.
     want_spare: Sender<()>,
     pub(crate) spare_wanted: Receiver<()>,
@@ -59,8 +62,14 @@ pub(crate) struct Log {
 
 #[derive(Debug, Default)]
 struct Syncing {
-    /// Somebody syncs; who waits looks again when he is done.
+    /// Somebody syncs, or is about to; who waits looks again when he is done.
     running: bool,
+    /// How many came to wait since the last sync began.
+    arrived: usize,
+    /// How many there are to expect: all who took part in the last sync or came while it ran.
+    expected: usize,
+    /// How long that took.
+    took: Duration,
 }
 
 /// Where the log stands.
@@ -141,6 +150,7 @@ impl Log {
             durable: AtomicU64::new(seq),
             syncing: Mutex::default(),
             synced: Condvar::new(),
+            arrived: Condvar::new(),
             want_spare,
             spare_wanted,
         }
@@ -182,17 +192,23 @@ impl Log {
         if self.written() >= seq {
             return Ok(());
         }
-        self.write_tail(&mut writer, commit, false)
+        self.write_tail(&mut writer, commit, Way::Store, false)
     }
 
-    fn write_tail(&self, writer: &mut Writer, commit: &Commit, with_mark: bool) -> Outcome<()> {
+    fn write_tail(
+        &self,
+        writer: &mut Writer,
+        commit: &Commit,
+        way: Way,
+        with_mark: bool,
+    ) -> Outcome<()> {
         if let Some(failure) = &writer.failure {
             return Err(failure.clone());
         }
         let drained = commit.drain(std::mem::take(&mut writer.empty));
         let (last, durable) = (drained.base.position.seq, self.durable());
         let spare_taken = writer.spare.is_some();
-        if let Err(failure) = writer.place(drained, durable, with_mark) {
+        if let Err(failure) = writer.place(drained, durable, way, with_mark) {
             self.fail(writer, commit, &failure);
             return Err(failure);
         }
@@ -224,25 +240,38 @@ impl Log {
     /// As [`Log::write_out`].
     pub(crate) fn sync(&self, commit: &Commit, seq: Seq) -> Outcome<()> {
         assert_no_latch("a sync");
+        if self.durable() >= seq {
+            return Ok(());
+        }
+        let mut syncing = lock(&self.syncing);
+        syncing.arrived += 1;
+        if syncing.arrived >= syncing.expected {
+            self.arrived.notify_one();
+        }
         loop {
             if self.durable() >= seq {
                 return Ok(());
             }
-            let mut syncing = lock(&self.syncing);
             if syncing.running {
-                // Its end tells all; what it does not cover begins the next.
-                while syncing.running && self.durable() < seq {
-                    syncing = self.synced.wait(syncing).unwrap_or_else(PoisonError::into_inner);
-                }
+                // Its end tells all; who was not in it begins the next.
+                syncing = self.synced.wait(syncing).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            if self.durable() >= seq {
-                return Ok(());
-            }
             syncing.running = true;
+            // Those who were in the last sync are just being told and mostly come again at once: without a moment's
+            // patience they would miss this one, and each sync would serve half of them.
+            let patience = syncing.took / 4;
+            let is_short = |syncing: &mut Syncing| syncing.arrived < syncing.expected;
+            let waited = self.arrived.wait_timeout_while(syncing, patience, is_short);
+            (syncing, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let group = std::mem::take(&mut syncing.arrived);
             drop(syncing);
+            let began = Instant::now();
             let done = self.sync_all(commit);
-            lock(&self.syncing).running = false;
+            syncing = lock(&self.syncing);
+            syncing.running = false;
+            syncing.expected = group + syncing.arrived;
+            syncing.took = began.elapsed();
             self.synced.notify_all();
             done?;
         }
@@ -252,7 +281,7 @@ impl Log {
     fn sync_all(&self, commit: &Commit) -> Outcome<()> {
         let (target, current) = {
             let mut writer = lock(&self.writer);
-            self.write_tail(&mut writer, commit, false)?;
+            self.write_tail(&mut writer, commit, Way::Call, false)?;
             let current = writer.current.as_ref();
             let current =
                 current.map(|current| (Arc::clone(&current.path), Arc::clone(&current.file)));
@@ -309,7 +338,7 @@ impl Log {
         if writer.unmarked == 0 || writer.base.position.seq > self.durable() {
             return Ok(());
         }
-        self.write_tail(&mut writer, commit, true)
+        self.write_tail(&mut writer, commit, Way::Store, true)
     }
 
     /// Makes a segment ahead, if there is none, long enough for a record of `len` bytes.
@@ -449,7 +478,7 @@ impl Room for Log {
         assert_no_latch("a wait for room in the log");
         {
             let mut writer = lock(&self.writer);
-            self.write_tail(&mut writer, commit, false).map_err(Error::LogFailed)?;
+            self.write_tail(&mut writer, commit, Way::Store, false).map_err(Error::LogFailed)?;
             let limit = writer.limit(len);
             if limit >= len {
                 commit.set_tail_limit(limit);
@@ -472,7 +501,7 @@ impl Writer {
     }
 
     /// Writes what was drained behind all there is, and a mark if one is asked for or due.
-    fn place(&mut self, drained: Drained, durable: Seq, with_mark: bool) -> Outcome<()> {
+    fn place(&mut self, drained: Drained, durable: Seq, way: Way, with_mark: bool) -> Outcome<()> {
         let is_due = self.unmarked + drained.bytes.len() as u64 >= MARK_EVERY;
         let with_mark = with_mark || is_due;
         let Drained { mut bytes, linked, base, fingerprint } = drained;
@@ -485,7 +514,7 @@ impl Writer {
             let body_len = body_len(&bytes[at..]);
             let len = (RECORD_FRAME_LEN + body_len) as u64;
             if self.current.as_ref().is_none_or(|current| current.room() < len) {
-                self.write(&bytes[start..at], to)?;
+                self.write(&bytes[start..at], to, way)?;
                 self.go_on(durable)?;
                 start = at;
                 to = self.current.as_ref().map_or(0, |current| current.offset);
@@ -503,9 +532,9 @@ impl Writer {
             self.base.chain = header.chain;
             at = body_at;
             if let Some(long) = linked.next_if(|long| long.at == body_at) {
-                self.write(&bytes[start..at], to)?;
+                self.write(&bytes[start..at], to, way)?;
                 to += (at - start) as u64;
-                self.write(&long.body, to)?;
+                self.write(&long.body, to, way)?;
                 to += long.body.len() as u64;
                 start = at;
                 continue;
@@ -524,15 +553,15 @@ impl Writer {
                 self.unmarked = 0;
             }
         }
-        self.write(&bytes[start..], to)?;
+        self.write(&bytes[start..], to, way)?;
         bytes.clear();
         self.empty = bytes;
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8], to: u64) -> Outcome<()> {
+    fn write(&mut self, bytes: &[u8], to: u64, way: Way) -> Outcome<()> {
         match &mut self.current {
-            Some(current) if !bytes.is_empty() => current.write(bytes, to),
+            Some(current) if !bytes.is_empty() => current.write(bytes, to, way),
             _ => Ok(()),
         }
     }
@@ -555,7 +584,7 @@ impl Writer {
                 last: self.base.position.seq,
                 time_ms: self.base.time_ms,
             });
-            left.write(&end, left.offset)?;
+            left.write(&end, left.offset, Way::Call)?;
             left.leave();
             self.unsynced.push((left, self.base.position.seq));
         }
