@@ -23,7 +23,7 @@ use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::saver::{Line, SaveThread, Saver};
 use crate::snapshot::Snapshot;
-use crate::stats::{KeyspaceStats, Stats};
+use crate::stats::{KeyspaceStats, LogStats, Stats};
 use crate::storage::Disk;
 use crate::storage::load::{load_file, load_stream};
 use crate::storage::log::Log;
@@ -321,6 +321,7 @@ impl Database {
             leaves,
             stills,
             keyspaces,
+            log: self.engine.log_stats(),
         }
     }
 
@@ -514,6 +515,13 @@ impl Engine {
             let stills = self.stills();
             (budget.tell)(&StillReport { retained_bytes, budget: budget.bytes, stills });
         }
+    }
+
+    fn log_stats(&self) -> Option<LogStats> {
+        let (log, saver) = (self.log.as_ref()?, self.saver.as_ref()?);
+        let (segments, bytes) = log.size();
+        let (written, durable) = (log.written(), log.durable());
+        Some(LogStats { written, durable, saved: saver.saved(), segments, bytes })
     }
 
     /// The histories of the line that ends at `cut`.

@@ -35,7 +35,7 @@ pub use position::{HistoryId, Position, Seq};
 pub use range::{Keys, Range};
 pub use slice::Slice;
 pub use snapshot::{Snapshot, SnapshotKeyspace};
-pub use stats::{KeyspaceStats, Stats};
+pub use stats::{KeyspaceStats, LogStats, Stats};
 pub use storage::file_keyspace::{FileKeyspace, FileRange};
 pub use storage::recovery::RecoveryMode;
 pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, SaveReport};

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,10 @@ pub(crate) struct Saver {
     policy: SavePolicy,
     /// Held while a save runs: there is one at a time.
     state: Mutex<State>,
+    /// The last batch in the newest snapshot, for those who don't wait for a save.
+    ///
+    /// Relaxed: a figure.
+    saved: AtomicU64,
     /// Ends the save that runs; once closed there is none any more.
     ending: Mutex<Ending>,
 }
@@ -130,8 +135,14 @@ impl Saver {
         last: LastSave,
     ) -> Self {
         let (tree, log, line) = (Arc::clone(tree), Arc::clone(log), Arc::clone(line));
+        let saved = AtomicU64::new(last.seq.0);
         let state = Mutex::new(State { snapshots, last });
-        Self { tree, log, line, policy, state, ending: Mutex::default() }
+        Self { tree, log, line, policy, state, saved, ending: Mutex::default() }
+    }
+
+    /// The last batch in the newest snapshot.
+    pub(crate) fn saved(&self) -> Seq {
+        Seq(self.saved.load(Ordering::Relaxed))
     }
 
     /// Ends the save that runs, waits for it, and lets no other begin.
@@ -189,6 +200,7 @@ impl Saver {
         let report = report?;
         let (seq, bytes) = (report.position.seq, report.file_bytes);
         state.snapshots.push((ordinal, seq));
+        self.saved.store(seq.0, Ordering::Relaxed);
         state.last = LastSave { seq, bytes, log_bytes, when: Instant::now() };
         Ok(report)
     }

@@ -1,7 +1,7 @@
 //! What a database holds and what that takes, as plain data.
 
 use crate::options::StillInfo;
-use crate::position::Position;
+use crate::position::{Position, Seq};
 
 /// Figures of one database at about one moment.
 #[derive(Debug, Clone)]
@@ -26,6 +26,24 @@ pub struct Stats {
     pub stills: Vec<StillInfo>,
     /// Each keyspace's part, by name.
     pub keyspaces: Vec<KeyspaceStats>,
+    /// The log, if there is one.
+    pub log: Option<LogStats>,
+}
+
+/// How far the log of an open directory is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct LogStats {
+    /// The last batch that has left the process.
+    pub written: Seq,
+    /// The last batch that is on the disk.
+    pub durable: Seq,
+    /// The last batch in the newest snapshot of the directory.
+    pub saved: Seq,
+    /// Segments in the directory that hold something.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A keyspace's part.

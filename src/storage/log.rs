@@ -377,11 +377,19 @@ impl Log {
         }
     }
 
+    /// Segments that hold something, and their bytes.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        let writer = lock(&self.writer);
+        let current = writer.current.as_ref().map(|current| current.offset);
+        let closed: u64 = writer.closed.iter().map(|closed| closed.bytes).sum();
+        let segments = writer.closed.len() as u64 + u64::from(current.is_some());
+        (segments, closed + current.unwrap_or(0))
+    }
+
     /// Bytes that were ever in the log, as far as this run knows.
     pub(crate) fn bytes(&self) -> u64 {
-        let writer = lock(&self.writer);
-        let closed: u64 = writer.closed.iter().map(|closed| closed.bytes).sum();
-        closed + writer.pruned + writer.current.as_ref().map_or(0, |current| current.offset)
+        let (_, bytes) = self.size();
+        bytes + lock(&self.writer).pruned
     }
 
     /// Begins anew behind a snapshot of all there is: what failed is left behind, what waited is in the snapshot.

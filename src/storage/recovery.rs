@@ -416,16 +416,18 @@ impl Tear {
         }
         recovered.torn_bytes =
             rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
-        // From the last on, so that whoever is interrupted finds the same end again.
-        for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
-            directory.remove(&later.path)?;
-        }
+        // First here, since what ends in good order names the next segment as one that is there; then from the last
+        // on. Whoever is interrupted finds the same end again.
         if offset == LABEL_LEN {
             recovered.useless = Some(found.path.clone());
         } else if offset as u64 != found.len {
             let told = |op, source| Error::io(op, &found.path, source);
             let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;
             file.set_len(offset as u64).map_err(|source| told("cut", source))?;
+            file.sync_all().map_err(|source| told("sync", source))?;
+        }
+        for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
+            directory.remove(&later.path)?;
         }
         directory.sync()
     }

@@ -123,7 +123,10 @@ fn a_level_can_be_said_with_each_write() {
     let unplugged = disk.crash_point(disk.change_count()).image(&[]);
     assert_eq!(open(&unplugged).seq(), db.seq());
     data.insert("4", "memory").unwrap();
+    let log = db.stats().log.unwrap();
+    assert_eq!((log.written, log.durable.0), (log.durable, db.seq().0 - 1));
     assert_eq!(db.persist(Durability::Sync).unwrap(), db.seq());
+    assert_eq!(db.stats().log.unwrap().durable, db.seq());
 
     let memory = Database::in_memory();
     let data = memory.keyspace("data").unwrap();
@@ -350,7 +353,12 @@ fn a_save_makes_older_files_unnecessary_and_they_go() {
 
 #[test]
 fn a_log_that_fails_refuses_writes_and_begins_anew_when_told_to() {
-    for kind in [CallKind::SyncData, CallKind::Store] {
+    let cases = [
+        (CallKind::SyncData, Durability::Sync),
+        (CallKind::Write, Durability::Sync),
+        (CallKind::Store, Durability::Os),
+    ];
+    for (kind, level) in cases {
         let disk = SimDisk::new();
         let db = on(&disk).open(DIR).unwrap();
         let data = db.keyspace("data").unwrap();
@@ -358,7 +366,8 @@ fn a_log_that_fails_refuses_writes_and_begins_anew_when_told_to() {
         let sync = WriteOptions::new().durability(Durability::Sync);
         data.insert_with("2", "synced", sync).unwrap();
         disk.inject(DiskFault::error(DiskFault::EIO).on(kind));
-        let error = data.insert_with("3", "unknown", sync).unwrap_err();
+        let options = WriteOptions::new().durability(level);
+        let error = data.insert_with("3", "unknown", options).unwrap_err();
         let Error::NotDurable { position, .. } = error else { panic!("{error}") };
         assert_eq!(position, db.position(), "it is committed");
         assert_eq!(data.get("3").unwrap().unwrap(), "unknown", "reads go on");

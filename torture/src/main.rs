@@ -8,12 +8,15 @@ use clap::{Parser, Subcommand};
 mod allocator;
 mod canonical;
 mod corrupt;
+mod crash;
 mod damage;
 mod forge;
 mod golden;
+mod io_errors;
 mod planted;
 mod read;
 mod seeds;
+mod trace;
 
 #[derive(Parser)]
 #[command(about = "Long correctness campaigns for stillframe")]
@@ -29,6 +32,10 @@ enum Campaign {
     /// One process of `corrupt`; started by it.
     #[command(hide = true)]
     CorruptPart(corrupt::Part),
+    /// Cuts the power at every operation of the disk, lays out what it may leave, and recovers that.
+    Crash(crash::Options),
+    /// Fails every call to the disk, once and for ever, in every way.
+    IoErrors(io_errors::Options),
     /// Writes the golden files of the present format, once.
     Golden(golden::Options),
     /// Writes the files and blocks that fuzzing begins with.
@@ -41,6 +48,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().campaign {
         Campaign::Corrupt(options) => corrupt::run(&options),
         Campaign::CorruptPart(part) => part.run().map(|()| ExitCode::SUCCESS),
+        Campaign::Crash(options) => crash::run(&options),
+        Campaign::IoErrors(options) => io_errors::run(&options),
         Campaign::Golden(options) => golden::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Seeds(options) => seeds::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Planted(options) => planted::run(&options),
