@@ -197,7 +197,10 @@ impl Saver {
         };
         let report = handle.wait();
         self.ending.lock().cancel = None;
-        let report = report?;
+        let report = report.inspect_err(|_| {
+            // If it has its name, then that could not be synced and is in doubt for good.
+            let _ = directory.remove(&path);
+        })?;
         let (seq, bytes) = (report.position.seq, report.file_bytes);
         state.snapshots.push((ordinal, seq));
         self.saved.store(seq.0, Ordering::Relaxed);

@@ -75,13 +75,24 @@ impl Directory {
     /// # Errors
     /// [`Error::Locked`], [`Error::Io`], [`Error::Corrupt`] for a damaged identity.
     pub(crate) fn claim(disk: Arc<dyn Disk>, path: &Path) -> Result<Self> {
-        match disk.create_dir(path) {
-            Ok(()) => {
-                let parent = directory_of(path);
-                disk.sync_dir(parent).map_err(|source| Error::io("sync", parent, source))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        let is_new = match disk.create_dir(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(source) => return Err(Error::io("create", path, source)),
+        };
+        // Its own name must be durable as well, also if somebody made it who did not see to that.
+        let parent = directory_of(path);
+        match disk.sync_dir(parent) {
+            // Whoever made it there answers for its name.
+            Err(error) if !is_new && error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(source) => {
+                if is_new {
+                    // A name whose sync failed is in doubt for good: the next one to try makes it anew.
+                    let _ = disk.remove_dir(path);
+                }
+                return Err(Error::io("sync", parent, source));
+            }
+            Ok(()) => {}
         }
         let lock_path = path.join(LOCK);
         // Before anything is read: what another process is changing means nothing.
@@ -173,7 +184,11 @@ fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
             // It failed for another reason, which is the one that is told.
             let _ = disk.remove(&temporary);
         })?;
-    disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source))
+    disk.sync_dir(dir).map_err(|source| {
+        // In doubt for good, as every name whose sync failed: the next one to try makes it anew.
+        let _ = disk.remove(path);
+        Error::io("sync", dir, source)
+    })
 }
 
 /// A new file beside `path`, under a name that says it is not whole.

@@ -83,6 +83,9 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// Creates a directory that must not exist yet, for its owner only.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
     /// The names in `dir`, sorted, without `.` and `..`.
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
 
@@ -301,6 +304,11 @@ impl Disk for OsDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         assert_no_latch(DISK);
         DirBuilder::new().mode(0o700).create(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        assert_no_latch(DISK);
+        std::fs::remove_dir(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {

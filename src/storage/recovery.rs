@@ -15,6 +15,7 @@ use crossbeam_channel::bounded;
 use super::directory::{Directory, FileKind};
 use super::log::{Closed, Start};
 use super::segment::{Begun, Found, Frames, Item, durable_behind};
+use super::{read_exact_at, write_all_at};
 use crate::error::{Error, Fault, Result};
 use crate::format::log::{Base, LABEL_LEN, SEGMENT_HEADER_LEN};
 use crate::format::record::{HistoryBody, RecordKind};
@@ -167,6 +168,10 @@ pub(crate) struct Recovered {
     /// A segment in which nothing was begun that could be read: to be removed once there is another one, since a directory
     /// with a snapshot always has a segment.
     pub(crate) useless: Option<PathBuf>,
+    /// Places on the way, each with its segment and the last batch before it.
+    places: Vec<(Seq, u64, u64)>,
+    /// The last batch that is known to have been durable.
+    durable: Seq,
     /// Bytes of the log behind the last whole batch, which are gone.
     pub(crate) torn_bytes: u64,
     pub(crate) batches: u64,
@@ -233,6 +238,8 @@ fn replay_read(
         closed: Vec::new(),
         previous: None,
         useless: None,
+        places: Vec::new(),
+        durable: Seq(0),
         torn_bytes: 0,
         batches: 0,
     };
@@ -275,6 +282,9 @@ fn replay_read(
         });
         let mut frames = Frames::new(&bytes, found.label.salt, beginning.base);
         let mut tear = None;
+        recovered.places.push((beginning.base.position.seq, found.ordinal, LABEL_LEN as u64));
+        recovered.durable = recovered.durable.max(beginning.durable);
+        let mut next_place = PLACE_EVERY;
         loop {
             if next_end == Some((found.ordinal, frames.offset as u64)) {
                 break;
@@ -287,6 +297,11 @@ fn replay_read(
                     break;
                 }
             };
+            recovered.durable = recovered.durable.max(frames.durable);
+            if offset >= next_place {
+                recovered.places.push((salvaged.position.seq, found.ordinal, offset as u64));
+                next_place = offset + PLACE_EVERY;
+            }
             let told = |error: ApplyError| match error {
                 ApplyError::Fault(fault) => corrupt(offset, fault),
                 ApplyError::Error(error) => error,
@@ -433,14 +448,30 @@ impl Tear {
     }
 }
 
-/// Makes durable what was replayed: it may have been in the system's memory only.
+/// A place is kept so often, in bytes.
+const PLACE_EVERY: usize = 64 << 10;
+
+/// Makes durable what was replayed and is not known to be.
+///
+/// It may have been in the system's memory only, and a sync that failed before, in the process that wrote it, may have made the
+/// system believe that it is on the disk: so it is written again, the same bytes to the same place, and then synced
+/// (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
 pub(crate) fn sync_replayed(directory: &Directory, recovered: &Recovered) -> Result<()> {
-    for closed in &recovered.closed {
+    let sure = recovered.places.iter().rposition(|(before, ..)| *before <= recovered.durable);
+    let first = sure.map_or((0, 0), |at| (recovered.places[at].1, recovered.places[at].2));
+    for closed in recovered.closed.iter().filter(|closed| closed.ordinal >= first.0) {
+        let from = if closed.ordinal == first.0 { first.1 } else { LABEL_LEN as u64 };
         let path = directory.segment(closed.ordinal);
-        let file = directory.disk.open_write(&path).map_err(|s| Error::io("open", &path, s))?;
-        file.sync_all().map_err(|source| Error::io("sync", &path, source))?;
+        let told = |op, source| Error::io(op, &path, source);
+        let file = directory.disk.open_write(&path).map_err(|source| told("open", source))?;
+        let len = closed.bytes.saturating_sub(from);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        read_exact_at(&*file, &mut bytes, from).map_err(|source| told("read", source))?;
+        write_all_at(&*file, &bytes, from).map_err(|source| told("write", source))?;
+        file.sync_all().map_err(|source| told("sync", source))?;
     }
-    Ok(())
+    // Names that were given shortly before the end.
+    directory.sync()
 }
 
 /// What lies in a directory, by kind, ascending.

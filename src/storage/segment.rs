@@ -256,12 +256,14 @@ pub(crate) struct Frames<'a> {
     /// Where the next frame should be.
     pub(crate) offset: usize,
     pub(crate) base: Base,
+    /// How far the log was durable when the last frame was written.
+    pub(crate) durable: Seq,
 }
 
 impl<'a> Frames<'a> {
     /// `bytes` are those of the whole segment, which goes on from `base`.
     pub(crate) fn new(bytes: &'a [u8], salt: u64, base: Base) -> Self {
-        Self { bytes, salt, offset: SEGMENT_HEADER_LEN, base }
+        Self { bytes, salt, offset: SEGMENT_HEADER_LEN, base, durable: Seq(0) }
     }
 
     /// The next frame; `None` where nothing was ever written.
@@ -298,6 +300,7 @@ impl<'a> Frames<'a> {
             Framed::End { next } => Item::End { next },
         };
         self.offset += frame.len();
+        self.durable = frame.durable;
         Ok(Some(item))
     }
 }

@@ -141,13 +141,20 @@ fn one(seed: u64, operations: usize, call: u64, fault: Fault, forever: bool, fou
             ("killed", trace.disk.fork()),
             ("unplugged", trace.disk.crash_point(changes).image(&[])),
         ];
+        let struck = |call: &&stillframe::simulation::Call| call.fault.is_some();
+        let calls = trace.disk.calls();
+        let at = calls
+            .iter()
+            .find(struck)
+            .map(|call| format!("{:?} {}", call.kind, call.path.display()));
+        let at = at.unwrap_or_default();
         for (how, image) in images {
-            let (seq, sum) = recover(&image).map_err(|what| format!("{how}: {what}"))?;
+            let (seq, sum) = recover(&image).map_err(|what| format!("{at}: {how}: {what}"))?;
             if trace.states.get(&seq) != Some(&sum) {
-                return Err(format!("{how}: batch {seq} is there, with other content"));
+                return Err(format!("{at}: {how}: batch {seq} is there, with other content"));
             }
             if seq < least {
-                return Err(format!("{how}: batch {seq} is there, {least} was durable"));
+                return Err(format!("{at}: {how}: batch {seq} is there, {least} was durable"));
             }
         }
         Ok(trace)

@@ -232,6 +232,9 @@ impl Disk for OneFile {
     fn create_dir(&self, _: &Path) -> io::Result<()> {
         refused()
     }
+    fn remove_dir(&self, _: &Path) -> io::Result<()> {
+        refused()
+    }
     fn list(&self, _: &Path) -> io::Result<Vec<std::ffi::OsString>> {
         refused()
     }

@@ -21,6 +21,7 @@ pub enum CallKind {
     Rename,
     Remove,
     CreateDir,
+    RemoveDir,
     List,
     Lock,
     SyncDir,

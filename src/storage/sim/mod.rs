@@ -295,6 +295,22 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let (mut state, path) = self.call(CallKind::RemoveDir, path)?;
+        let (dir, name, node) = state.now.slot(&path)?;
+        match node {
+            None => Err(os_error(libc::ENOENT)),
+            Some(Node::File(_)) => Err(os_error(libc::ENOTDIR)),
+            Some(Node::Dir(own)) if !state.now.dirs[own.0].is_empty() => {
+                Err(os_error(libc::ENOTEMPTY))
+            }
+            Some(Node::Dir(_)) => {
+                state.change(&path, Step::Name { dir, name, node: None });
+                Ok(())
+            }
+        }
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let (state, path) = self.call(CallKind::List, dir)?;
         let dir = state.now.lookup_dir(&path)?;
