@@ -142,7 +142,9 @@ impl Database {
                 last.seq = file.info().position.seq;
                 last.bytes = file.info().file_bytes;
                 let bulk = Bulk::new(builder.config.clone());
-                let threads = thread::available_parallelism().map_or(1, usize::from);
+                // A thread for a megabyte at the least: fewer are quicker with less.
+                let most = usize::try_from(last.bytes >> 20).unwrap_or(usize::MAX).max(1);
+                let threads = thread::available_parallelism().map_or(1, usize::from).min(most);
                 let loaded = load_file(file.reader(), &bulk, threads)?;
                 Content::loaded(bulk, loaded)?
             }

@@ -438,6 +438,9 @@ impl Log {
             };
             let Some(oldest) = oldest.filter(|oldest| *oldest <= ordinal) else { return Ok(()) };
             self.directory.remove(&self.directory.segment(oldest))?;
+            // One after the other: of names that go together a power cut may bring back any, and a segment must
+            // not outlive the one it names as the next.
+            self.directory.sync()?;
             let mut writer = lock(&self.writer);
             let gone = writer.closed.pop_front();
             writer.pruned += gone.map_or(0, |gone| gone.bytes);

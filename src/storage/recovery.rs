@@ -443,8 +443,10 @@ impl Tear {
         }
         for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
             directory.remove(&later.path)?;
+            // One after the other: of names that go together a power cut may bring back any.
+            directory.sync()?;
         }
-        directory.sync()
+        Ok(())
     }
 }
 

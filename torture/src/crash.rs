@@ -46,8 +46,11 @@ struct Counts {
     found: Mutex<Vec<String>>,
 }
 
-/// Of each trace so many recoveries, at most, are cut in turn, each at every operation.
-const NESTED: u64 = 2_000;
+/// Of each trace the first so many recoveries are cut in turn, each at every operation, and one of so many later ones.
+const NESTED: u64 = 100;
+const NESTED_OF: u64 = 256;
+/// One of so many is opened a second time.
+const TWICE_OF: u64 = 4;
 /// So many draws at random for each cut, beside what is laid out.
 const DRAWS: usize = 24;
 
@@ -137,7 +140,8 @@ fn enumerate(seed: u64, operations: usize, counts: &Counts, is_over: &dyn Fn() -
                 counts.violation(format!("seed {seed}, cut at {cut}, {fates:?}: {what}"));
             };
             let work = image.fork();
-            let recovered = catch_unwind(AssertUnwindSafe(|| recover(&work)));
+            let twice = random.one_in(TWICE_OF);
+            let recovered = catch_unwind(AssertUnwindSafe(|| recover(&work, twice)));
             let found = match recovered {
                 Err(_) => {
                     told("a panic".into());
@@ -153,7 +157,7 @@ fn enumerate(seed: u64, operations: usize, counts: &Counts, is_over: &dyn Fn() -
                 told(format!("batch {} is there, with other content", found.0));
             } else if found.0 < least {
                 told(format!("batch {} is there, {least} was durable", found.0));
-            } else if nested < NESTED && (nested < NESTED / 2 || random.one_in(64)) {
+            } else if twice && (nested < NESTED || random.one_in(NESTED_OF / TWICE_OF)) {
                 nested += 1;
                 again(&work, found, &mut random, counts, &told);
             }
@@ -174,7 +178,7 @@ fn again(
         let point = recovered.crash_point(cut);
         let all: Vec<_> = point.pending().iter().map(|(index, _)| (*index, Fate::Kept)).collect();
         for fates in [Vec::new(), all, point.draw(random)] {
-            match recover(&point.image(&fates)) {
+            match recover(&point.image(&fates), true) {
                 Ok(second) if second == found => {}
                 Ok(second) => told(format!("recovery cut at {cut}: {found:?}, then {second:?}")),
                 Err(what) => told(format!("recovery cut at {cut}: {what}")),

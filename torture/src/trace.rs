@@ -216,9 +216,12 @@ impl Trace {
 ///
 /// # Errors
 /// What is wrong.
-pub(crate) fn recover(disk: &SimDisk) -> Result<State, String> {
+pub(crate) fn recover(disk: &SimDisk, twice: bool) -> Result<State, String> {
     let db = builder(disk).open(DIR).map_err(|error| format!("it does not open: {error}"))?;
     let found = state(&db).map_err(|error| error.to_string())?;
+    if !twice {
+        return Ok(found);
+    }
     let left = disk.fork();
     drop(db);
     let again = builder(&left).recovery(RecoveryMode::Strict).open(DIR);
