@@ -149,7 +149,8 @@ fn one(seed: u64, operations: usize, call: u64, fault: Fault, forever: bool, fou
             .map(|call| format!("{:?} {}", call.kind, call.path.display()));
         let at = at.unwrap_or_default();
         for (how, image) in images {
-            let (seq, sum) = recover(&image, true).map_err(|what| format!("{at}: {how}: {what}"))?;
+            let (seq, sum) =
+                recover(&image, true).map_err(|what| format!("{at}: {how}: {what}"))?;
             if trace.states.get(&seq) != Some(&sum) {
                 return Err(format!("{at}: {how}: batch {seq} is there, with other content"));
             }
