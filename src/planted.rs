@@ -123,6 +123,42 @@ pub(crate) enum Bug {
     BodyUnchecked,
     /// Files: bytes behind the footer are not looked for.
     TakesMore,
+    /// Log: the name of a new segment is not synced.
+    NameUnsynced,
+    /// Log: a segment gets its name before its bytes are synced.
+    RenamedUnsynced,
+    /// Log: segments that were left are not synced before what follows counts.
+    LeftUnsynced,
+    /// Log: what asked for a sync is told before there was one.
+    AckBeforeSync,
+    /// Log: a sync that failed is taken for one that did not.
+    FailedSyncIgnored,
+    /// Log: after a failure the log is used again as if nothing had been.
+    FailureForgotten,
+    /// Log: closing syncs nothing.
+    CloseUnsynced,
+    /// Log: the segments go before the snapshot is there that holds them.
+    PrunedEarly,
+    /// Log: segments go without a sync of the directory between them.
+    PrunedTogether,
+    /// Recovery: a torn end is cut one byte too late.
+    CutTooLate,
+    /// Recovery: a torn end is not cut.
+    NeverCut,
+    /// Recovery: later segments go before the torn one is cut.
+    RemovedBeforeCut,
+    /// Recovery: what is behind a torn end is not searched for what was durable.
+    DurableNotSought,
+    /// Recovery: what is in doubt is synced and not written again.
+    DoubtNotRewritten,
+    /// Recovery: the body of a record is taken without a look at its checksum.
+    RecordUnchecked,
+    /// Recovery: that a record follows its predecessor is not checked.
+    ChainUnchecked,
+    /// Recovery: files are read before the directory is locked.
+    ReadBeforeLock,
+    /// Recovery: a file in the making is taken for one that is whole.
+    TemporaryTaken,
 }
 
 /// Whether `bug` is alive.

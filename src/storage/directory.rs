@@ -14,6 +14,7 @@ use super::{Disk, DiskFile, directory_of, read_exact_at, temporary_path, write_a
 use crate::clock::random_id;
 use crate::error::{Error, Result};
 use crate::format::log::{IDENTITY_LEN, Identity};
+use crate::planted::{Bug, planted};
 
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
@@ -42,6 +43,11 @@ impl FileKind {
         match name {
             LOCK => FileKind::Lock,
             IDENTITY => FileKind::Identity,
+            _ if planted(Bug::TemporaryTaken) && name.ends_with(".tmp") => {
+                let whole = name.get(1..).and_then(|name| name.split('.').next());
+                let ordinal = whole.and_then(|ordinal| ordinal.parse().ok());
+                ordinal.map_or(FileKind::Temporary, FileKind::Segment)
+            }
             _ => ordinal(".log", FileKind::Segment)
                 .or_else(|| ordinal(".snap", FileKind::Snapshot))
                 .unwrap_or(match name.starts_with('.') && name.ends_with(".tmp") {
@@ -97,6 +103,7 @@ impl Directory {
         let lock_path = path.join(LOCK);
         // Before anything is read: what another process is changing means nothing.
         let lock = disk.lock(&lock_path).map_err(|source| Error::io("lock", &lock_path, source))?;
+        let lock = lock.or_else(|| planted(Bug::ReadBeforeLock).then(|| Box::new(()) as Box<_>));
         let Some(lock) = lock else { return Err(Error::Locked { path: lock_path }) };
         let identity = identity(&*disk, path)?;
         Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(Some(lock)) })

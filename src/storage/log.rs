@@ -24,6 +24,7 @@ use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
 use crate::format::log::{Base, Beginning, Frame, Framed, MARK_LEN, RECORD_FRAME_LEN};
 use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::sync::assert_no_latch;
 
@@ -227,8 +228,10 @@ impl Log {
     }
 
     fn fail(&self, writer: &mut Writer, commit: &Commit, failure: &LogFailure) {
-        writer.failure.get_or_insert_with(|| failure.clone());
-        commit.fail_log(failure);
+        if !planted(Bug::FailureForgotten) {
+            writer.failure.get_or_insert_with(|| failure.clone());
+            commit.fail_log(failure);
+        }
         // Under its lock: nobody who has just seen no failure may begin to wait.
         let _syncing = lock(&self.syncing);
         self.synced.notify_all();
@@ -240,6 +243,9 @@ impl Log {
     /// As [`Log::write_out`].
     pub(crate) fn sync(&self, commit: &Commit, seq: Seq) -> Outcome<()> {
         assert_no_latch("a sync");
+        if planted(Bug::AckBeforeSync) {
+            return self.write_out(commit, seq);
+        }
         if self.durable() >= seq {
             return Ok(());
         }
@@ -288,7 +294,9 @@ impl Log {
             (writer.base.position.seq, current)
         };
         // Whatever was left before must be on the disk before what follows counts.
-        self.sync_left(commit)?;
+        if !planted(Bug::LeftUnsynced) {
+            self.sync_left(commit)?;
+        }
         if let Some((path, file)) = current {
             self.sync_file(commit, &path, &*file)?;
         }
@@ -315,7 +323,11 @@ impl Log {
     }
 
     fn sync_file(&self, commit: &Commit, path: &Path, file: &dyn DiskFile) -> Outcome<()> {
-        file.sync_data().map_err(|source| {
+        let synced = file.sync_data();
+        if planted(Bug::FailedSyncIgnored) {
+            return Ok(());
+        }
+        synced.map_err(|source| {
             let failure = LogFailure::new("sync", path, source);
             self.fail(&mut lock(&self.writer), commit, &failure);
             failure
@@ -440,7 +452,9 @@ impl Log {
             self.directory.remove(&self.directory.segment(oldest))?;
             // One after the other: of names that go together a power cut may bring back any, and a segment must
             // not outlive the one it names as the next.
-            self.directory.sync()?;
+            if !planted(Bug::PrunedTogether) {
+                self.directory.sync()?;
+            }
             let mut writer = lock(&self.writer);
             let gone = writer.closed.pop_front();
             writer.pruned += gone.map_or(0, |gone| gone.bytes);
@@ -451,7 +465,10 @@ impl Log {
     /// nothing comes any more. Done again, it does what it did not do before.
     pub(crate) fn finish(&self, commit: &Commit) -> Result<()> {
         let failed = |failure| Error::LogFailed(failure);
-        self.sync_all(commit).map_err(failed)?;
+        match planted(Bug::CloseUnsynced) {
+            true => self.write_out(commit, commit.position().seq).map_err(failed)?,
+            false => self.sync_all(commit).map_err(failed)?,
+        }
         // Nobody makes a segment any more once this is set.
         let _making = lock(&self.making);
         {

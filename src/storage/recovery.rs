@@ -19,6 +19,7 @@ use super::{read_exact_at, write_all_at};
 use crate::error::{Error, Fault, Result};
 use crate::format::log::{Base, LABEL_LEN, SEGMENT_HEADER_LEN};
 use crate::format::record::{HistoryBody, RecordKind};
+use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 
 /// How much damage to the log a database is opened with.
@@ -431,11 +432,17 @@ impl Tear {
         }
         recovered.torn_bytes =
             rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
+        if planted(Bug::RemovedBeforeCut) {
+            for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
+                directory.remove(&later.path)?;
+            }
+        }
         // First here, since what ends in good order names the next segment as one that is there; then from the last
         // on. Whoever is interrupted finds the same end again.
         if offset == LABEL_LEN {
             recovered.useless = Some(found.path.clone());
-        } else if offset as u64 != found.len {
+        } else if offset as u64 != found.len && !planted(Bug::NeverCut) {
+            let offset = if planted(Bug::CutTooLate) { offset + 1 } else { offset };
             let told = |op, source| Error::io(op, &found.path, source);
             let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;
             file.set_len(offset as u64).map_err(|source| told("cut", source))?;
@@ -469,7 +476,9 @@ pub(crate) fn sync_replayed(directory: &Directory, recovered: &Recovered) -> Res
         let len = closed.bytes.saturating_sub(from);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
         read_exact_at(&*file, &mut bytes, from).map_err(|source| told("read", source))?;
-        write_all_at(&*file, &bytes, from).map_err(|source| told("write", source))?;
+        if !planted(Bug::DoubtNotRewritten) {
+            write_all_at(&*file, &bytes, from).map_err(|source| told("write", source))?;
+        }
         file.sync_all().map_err(|source| told("sync", source))?;
     }
     // Names that were given shortly before the end.

@@ -13,6 +13,7 @@ use crate::format::log::{
     SEGMENT_HEADER_LEN,
 };
 use crate::format::record::RecordHeader;
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 
 /// A segment that is ready to be begun: zeros behind its label, all of it on the disk.
@@ -52,10 +53,12 @@ impl Spare {
                 offset += len as u64;
             }
             write_all_at(&*file, &label.encode(), 0).map_err(told)?;
-            file.sync_all().map_err(|source| Error::io("sync", &temporary, source))?;
+            if !planted(Bug::RenamedUnsynced) {
+                file.sync_all().map_err(|source| Error::io("sync", &temporary, source))?;
+            }
             disk.rename(&temporary, &path)
                 .map_err(|source| Error::io("rename to", &path, source))?;
-            directory.sync()
+            if planted(Bug::NameUnsynced) { Ok(()) } else { directory.sync() }
         };
         if let Err(error) = fill() {
             // It failed for another reason, which is the one that is told.
@@ -140,6 +143,9 @@ impl Segment {
         self.leave();
         let told = |op, source| Error::io(op, &self.path, source);
         self.file.set_len(self.offset).map_err(|source| told("cut", source))?;
+        if planted(Bug::CloseUnsynced) {
+            return Ok(());
+        }
         self.file.sync_all().map_err(|source| told("sync", source))
     }
 
@@ -289,7 +295,9 @@ impl<'a> Frames<'a> {
                     needed: body_len as u64,
                     available: (rest.len() - start) as u64,
                 })?;
-                header.check_body(body).map_err(|damage| damage.fault)?;
+                if !planted(Bug::RecordUnchecked) {
+                    header.check_body(body).map_err(|damage| damage.fault)?;
+                }
                 self.base.position.seq = header.seq;
                 self.base.time_ms = header.time_ms;
                 self.base.chain = header.chain;
@@ -308,6 +316,9 @@ impl<'a> Frames<'a> {
 /// The highest Seq that any valid frame from `from` on says was durable, whatever lies between.
 pub(crate) fn durable_behind(bytes: &[u8], salt: u64, from: usize) -> Seq {
     let mut durable = Seq(0);
+    if planted(Bug::DurableNotSought) {
+        return durable;
+    }
     let Some(end) = bytes.iter().rposition(|byte| *byte != 0) else { return durable };
     let mut offset = from;
     while offset <= end {
