@@ -69,10 +69,17 @@ impl Account {
     }
 }
 
+/// What a large value of `len` bytes takes: allocators have sizes of their own, mimalloc and jemalloc four to each
+/// doubling, and give the next one; that of glibc gives no more than is asked for, so that it takes less than this.
+fn allocated(len: usize) -> u64 {
+    let step = (len.max(4).next_power_of_two() / 8) as u64;
+    (len as u64).next_multiple_of(step)
+}
+
 impl LargeBytes {
     /// Takes `bytes`, whose hash is `hash`.
     pub(crate) fn new(bytes: Box<[u8]>, hash: u64, account: &Arc<Account>) -> Arc<Self> {
-        account.live.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        account.live.fetch_add(allocated(bytes.len()), Ordering::Relaxed);
         let account = Arc::clone(account);
         Arc::new(Self { bytes, hash, retained: AtomicBool::new(false), account })
     }
@@ -88,8 +95,8 @@ impl LargeBytes {
     /// From now on only stills (or the caller's slices) need these bytes.
     pub(crate) fn retain(&self) {
         if !self.retained.swap(true, Ordering::Relaxed) {
-            self.account.live.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
-            self.account.retained.fetch_add(self.bytes.len() as u64, Ordering::Relaxed);
+            self.account.live.fetch_sub(allocated(self.bytes.len()), Ordering::Relaxed);
+            self.account.retained.fetch_add(allocated(self.bytes.len()), Ordering::Relaxed);
         }
     }
 }
@@ -97,7 +104,7 @@ impl LargeBytes {
 impl Drop for LargeBytes {
     fn drop(&mut self) {
         let retained = self.retained.load(Ordering::Relaxed);
-        self.account.of(retained).fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+        self.account.of(retained).fetch_sub(allocated(self.bytes.len()), Ordering::Relaxed);
     }
 }
 

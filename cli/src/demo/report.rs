@@ -14,8 +14,8 @@ use crate::ui;
 /// How each figure was measured; printed with the figures.
 const METHOD: &str = "\
 raw: keys plus values. memory: growth of the resident set, beside it the library's own account, which
-does not know what the allocator rounds up for large values. cut: of 1,000 stills taken while the
-writer writes. writer: one thread that overwrites random existing records without pause, with values
+counts large values as the allocator rounds them. cut: of 1,000 stills taken while the writer
+writes. writer: one thread that overwrites random existing records without pause, with values
 made before; 3 s idle, then from the still to the end of its save. extra memory: growth of the
 resident set during that save, sampled every 5 ms. rates: raw bytes over time, sync included. open in
 place: open and first get. fingerprints: of the still, the saved file, the file as verified, and the
