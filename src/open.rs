@@ -174,13 +174,19 @@ impl Database {
             directory.remove(&directory.path.join(name))?;
         }
         let mut next_ordinal = listed.next_ordinal();
-        let mut spare = reuse_spare(&directory, &chain, plan.blank.last().copied())?;
-        if let Some(useless) = &recovered.useless {
-            if spare.is_none() {
-                spare = Some(Spare::make(&directory, next_ordinal, FIRST_SEGMENT_BYTES)?);
-                next_ordinal += 1;
-            }
-            directory.remove(useless)?;
+        let is_blank = |found: &&Found| matches!(found.beginning, Begun::No);
+        let newest = plan.blank.last();
+        let (kept, spent): (Vec<&Found>, Vec<&Found>) =
+            chain.iter().filter(is_blank).partition(|found| Some(&found.ordinal) == newest);
+        let kept = kept.first().map(|found| Spare::reopen(&directory, found));
+        let mut spare = kept.transpose()?;
+        // A directory with a snapshot always has a segment: first another one, then those go that are of no use.
+        if spare.is_none() && (recovered.useless.is_some() || !spent.is_empty()) {
+            spare = Some(Spare::make(&directory, next_ordinal, FIRST_SEGMENT_BYTES)?);
+            next_ordinal += 1;
+        }
+        for path in spent.iter().map(|found| &found.path).chain(&recovered.useless) {
+            directory.remove(path)?;
         }
         let older = outdated.iter().map(|found| Closed {
             ordinal: found.ordinal,
@@ -201,23 +207,6 @@ impl Database {
         let on_disk = OnDisk { log, snapshots, last_save: last };
         Self::over(content, Some(on_disk), node, builder)
     }
-}
-
-/// Takes `newest` of the segments that were made ahead for the next; others go.
-fn reuse_spare(
-    directory: &Directory,
-    chain: &[Found],
-    newest: Option<u64>,
-) -> Result<Option<Spare>> {
-    let mut spare = None;
-    for found in chain.iter().filter(|found| matches!(found.beginning, Begun::No)) {
-        if Some(found.ordinal) == newest {
-            spare = Some(Spare::reopen(directory, found)?);
-        } else {
-            directory.remove(&found.path)?;
-        }
-    }
-    Ok(spare)
 }
 
 /// What a refusal looks like from outside.
