@@ -38,8 +38,14 @@ struct Watch {
     awake: AtomicBool,
     /// When the next sync is due, in milliseconds since `start`.
     ///
-    /// Relaxed: at worst a sync comes a tick late, or once too often.
+    /// Relaxed: who has committed and finds a sync due early enough is covered by it. The thread takes it away before
+    /// it looks, under the commit lock, which batch is the last; had that batch been another's before ours, we
+    /// would have come after it under the same lock, and found it taken away.
     due: AtomicU64,
+    /// What time it was at the last tick, likewise: so that a write need not ask the clock. A sync is due so much too early.
+    ///
+    /// Relaxed: a figure.
+    tick: AtomicU64,
 }
 
 impl Watch {
@@ -56,6 +62,7 @@ impl Keeper {
             start: Instant::now(),
             awake: AtomicBool::new(false),
             due: AtomicU64::new(NEVER),
+            tick: AtomicU64::new(0),
         });
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into());
@@ -100,11 +107,9 @@ impl Keeper {
     /// What is committed now is to be synced so much later.
     #[inline]
     pub(crate) fn sync_within(&self, period: Duration) {
-        let due = self.watch.due.load(Ordering::Relaxed);
-        // One that is due no later than it would be if it had been asked for now: no need to know the time.
-        if due == NEVER || period < Duration::from_secs(1) {
-            let period_ms = u64::try_from(period.as_millis()).unwrap_or(NEVER - 1);
-            let wanted = self.watch.now().saturating_add(period_ms).min(NEVER - 1);
+        let period_ms = u64::try_from(period.as_millis()).unwrap_or(NEVER);
+        let wanted = self.watch.tick.load(Ordering::Relaxed).saturating_add(period_ms);
+        if self.watch.due.load(Ordering::Relaxed) > wanted {
             self.watch.due.fetch_min(wanted, Ordering::Relaxed);
         }
     }
@@ -124,13 +129,18 @@ impl Watch {
                     recv(stopped) -> _ => return,
                     default(TICK) => {}
                 }
+                let now = self.now();
+                self.tick.store(now, Ordering::Relaxed);
+                let is_due = self.due.load(Ordering::Relaxed) <= now;
+                if is_due {
+                    self.due.store(NEVER, Ordering::Relaxed);
+                }
                 let seq = commit.position().seq;
                 // A failure is told to whoever writes.
-                let _ = log.write_out(commit, seq);
-                if self.due.load(Ordering::Relaxed) <= self.now() {
-                    self.due.store(NEVER, Ordering::Relaxed);
-                    let _ = log.sync(commit, seq);
-                }
+                let _ = match is_due {
+                    true => log.sync(commit, seq),
+                    false => log.write_out(commit, seq),
+                };
                 let is_idle = seq == last && self.due.load(Ordering::Relaxed) == NEVER;
                 last = seq;
                 if !is_idle {

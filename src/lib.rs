@@ -6,7 +6,6 @@ mod commit;
 mod database;
 mod error;
 mod fingerprint;
-#[allow(dead_code, reason = "saving and loading will use it")]
 mod format;
 mod keeper;
 mod keys;
@@ -20,7 +19,6 @@ mod saver;
 mod slice;
 mod snapshot;
 mod stats;
-#[allow(dead_code, reason = "saving and loading will use it")]
 mod storage;
 mod sync;
 mod tree;

@@ -128,7 +128,7 @@ impl Builder {
     }
 
     /// Saves when the log behind the last snapshot is longer than `bytes` and than that snapshot; `None`: never for that
-    /// reason. So opening replays at most so much, and what was written during one save. Default: 64 MiB.
+    /// reason. So opening replays about so much at most. It is looked at once a second. Default: 64 MiB.
     pub fn save_when_log_exceeds(mut self, bytes: Option<u64>) -> Self {
         self.saves.log_bytes = bytes;
         self
@@ -178,7 +178,7 @@ impl Builder {
         self
     }
 
-    /// The longest segments of the log, in bytes; a batch that is longer gets one of its own. Default: 64 MiB.
+    /// The longest segments of the log, in bytes, 4 GiB at most; a batch that is longer gets one of its own. Default: 64 MiB.
     ///
     /// A segment is made ahead, so that up to twice as much of the disk is taken and not used yet.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {

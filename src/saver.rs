@@ -209,6 +209,8 @@ impl Saver {
         state.snapshots.push((ordinal, seq));
         self.saved.store(seq.0, Ordering::Relaxed);
         state.last = LastSave { seq, bytes, log_bytes, when: Instant::now() };
+        // Whoever saved: there is nothing to refuse writes for any more, and may be nothing to save before they are taken.
+        self.tree.commit.set_saves_fail(false);
         Ok(report)
     }
 
@@ -310,14 +312,17 @@ impl Saver {
                 continue;
             }
             let saved = self.save(&self.policy.options);
-            let failed = saved.is_err();
-            if failed {
+            if self.ending.lock().closed {
+                // Cancelled: that is no failure to tell of.
+                return;
+            }
+            if saved.is_err() {
                 wait = retry;
                 retry = (retry * 2).min(LAST_RETRY);
+                self.tree.commit.set_saves_fail(self.policy.stops_writes);
             } else {
                 retry = FIRST_RETRY;
             }
-            self.tree.commit.set_saves_fail(failed && self.policy.stops_writes);
             if let Some(tell) = &self.policy.tell {
                 tell(&saved);
             }

@@ -19,6 +19,9 @@ const LABEL_CRC_AT: usize = 60;
 const BEGINNING_CRC_AT: usize = 92;
 pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"\x89STL\r\n\x1a\n";
 
+/// The longest segment: room for the longest record, and more. Nobody need believe a longer one.
+pub(crate) const MAX_SEGMENT_LEN: u64 = 1 << 32;
+
 /// What stands before a record.
 pub(crate) const FRAME_LEN: usize = 16;
 /// Frame and header of a record: what the frame's checksum covers lies in here.

@@ -36,9 +36,9 @@ impl FileKind {
     pub(crate) fn of(name: &OsStr) -> Self {
         let Some(name) = name.to_str() else { return FileKind::Other };
         let ordinal = |suffix: &str, kind: fn(u64) -> FileKind| {
-            let ordinal = name.strip_suffix(suffix)?.parse().ok()?;
-            // One spelling only: `7.log` is not segment 7 a second time.
-            (kind(ordinal).name()? == name).then_some(kind(ordinal))
+            let ordinal: u64 = name.strip_suffix(suffix)?.parse().ok()?;
+            // One spelling only: `7.log` is not segment 7 a second time. And there must be a next one.
+            (ordinal < u64::MAX / 2 && kind(ordinal).name()? == name).then_some(kind(ordinal))
         };
         match name {
             LOCK => FileKind::Lock,
@@ -220,6 +220,7 @@ mod tests {
             ("0000000007.log", FileKind::Segment(7)),
             ("0000000007.snap", FileKind::Snapshot(7)),
             ("12345678901.log", FileKind::Segment(12_345_678_901)),
+            ("18446744073709551615.snap", FileKind::Other),
             ("7.log", FileKind::Other),
             ("00000000007.log", FileKind::Other),
             ("+000000007.log", FileKind::Other),

@@ -22,7 +22,9 @@ use super::directory::Directory;
 use super::segment::{OVERHEAD, Segment, Spare, Way};
 use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
-use crate::format::log::{Base, Beginning, Frame, Framed, MARK_LEN, RECORD_FRAME_LEN};
+use crate::format::log::{
+    Base, Beginning, Frame, Framed, MARK_LEN, MAX_SEGMENT_LEN, RECORD_FRAME_LEN,
+};
 use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
@@ -130,7 +132,7 @@ impl Log {
         let seq = start.base.position.seq.0;
         Self {
             directory,
-            segment_bytes: segment_bytes.max(OVERHEAD + MARKS),
+            segment_bytes: segment_bytes.clamp(OVERHEAD + MARKS, MAX_SEGMENT_LEN),
             next_ordinal: AtomicU64::new(start.next_ordinal),
             making: Mutex::new(()),
             writer: Mutex::new(Writer {

@@ -6,7 +6,6 @@
 //! durable decides: if any frame behind, or the beginning of any later segment, says that the log was durable
 //! further than what could be read, bytes are missing that were there.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::thread;
 
@@ -56,8 +55,6 @@ pub(crate) struct Plan {
     pub(crate) snapshot: Option<u64>,
     /// To be replayed, one behind the other.
     pub(crate) segments: Vec<u64>,
-    /// Older than what is needed.
-    pub(crate) outdated: Vec<u64>,
     /// Made ahead and never begun: the newest may be used, the others are in nobody's way.
     pub(crate) blank: Vec<u64>,
 }
@@ -91,7 +88,7 @@ pub(crate) fn plan(
         }
         _ => false,
     });
-    let (outdated, chain) = begun.split_at(first.unwrap_or(0));
+    let chain = &begun[first.unwrap_or(0)..];
     let base = chain.first().map(|fact| match &fact.begun {
         Begun::Yes(beginning) => beginning.base.position.seq,
         _ => Seq(0),
@@ -122,15 +119,8 @@ pub(crate) fn plan(
     Ok(Plan {
         snapshot: snapshot.map(|snapshot| snapshot.ordinal),
         segments: ordinals(chain),
-        outdated: ordinals(outdated),
         blank: ordinals(blank),
     })
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
 }
 
 pub(crate) type Applied = std::result::Result<(), ApplyError>;
@@ -173,9 +163,6 @@ pub(crate) struct Recovered {
     places: Vec<(Seq, u64, u64)>,
     /// The last batch that is known to have been durable.
     durable: Seq,
-    /// Bytes of the log behind the last whole batch, which are gone.
-    pub(crate) torn_bytes: u64,
-    pub(crate) batches: u64,
 }
 
 impl Recovered {
@@ -241,8 +228,6 @@ fn replay_read(
         useless: None,
         places: Vec::new(),
         durable: Seq(0),
-        torn_bytes: 0,
-        batches: 0,
     };
     let mut base = None;
     let mut bytes = Vec::new();
@@ -258,7 +243,7 @@ fn replay_read(
             }
             unclear => {
                 let fault = match unclear {
-                    Begun::Unclear { fault, .. } => fault.clone(),
+                    Begun::Unclear { fault } => fault.clone(),
                     _ => Fault::Missing,
                 };
                 let torn = Tear { at, offset: LABEL_LEN, fault: Some(fault), is_end: false };
@@ -327,7 +312,6 @@ fn replay_read(
                         }
                         continue;
                     }
-                    recovered.batches += 1;
                     match first {
                         Some(first) => apply.history(position, header.time_ms, &first),
                         None => apply.batch(position, header.time_ms, body).map_err(told)?,
@@ -430,8 +414,6 @@ impl Tear {
             let fault = Fault::LogEnds { last, durable, cause: Box::new(cause) };
             return Err(Error::corrupt(&found.path, offset as u64, fault));
         }
-        recovered.torn_bytes =
-            rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
         if planted(Bug::RemovedBeforeCut) {
             for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
                 directory.remove(&later.path)?;
@@ -544,7 +526,7 @@ mod tests {
     }
 
     fn torn(ordinal: u64) -> SegmentFact {
-        SegmentFact { ordinal, begun: Begun::Unclear { offset: 64, fault: Fault::Missing } }
+        SegmentFact { ordinal, begun: Begun::Unclear { fault: Fault::Missing } }
     }
 
     fn whole(ordinal: u64, seq: u64) -> SnapshotFact {

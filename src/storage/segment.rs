@@ -9,8 +9,8 @@ use super::{DiskFile, DiskMap, read_exact_at, write_all_at};
 use crate::clock::os_random;
 use crate::error::{Error, Fault, LogFailure};
 use crate::format::log::{
-    BEGINNING_LEN, Base, Beginning, END_LEN, Frame, Framed, LABEL_LEN, Label, RECORD_FRAME_LEN,
-    SEGMENT_HEADER_LEN,
+    BEGINNING_LEN, Base, Beginning, END_LEN, Frame, Framed, LABEL_LEN, Label, MAX_SEGMENT_LEN,
+    RECORD_FRAME_LEN, SEGMENT_HEADER_LEN,
 };
 use crate::format::record::RecordHeader;
 use crate::planted::{Bug, planted};
@@ -173,7 +173,6 @@ pub(crate) enum Begun {
     Yes(Beginning),
     /// Torn or damaged: which of both, what lies behind it tells.
     Unclear {
-        offset: u64,
         fault: Fault,
     },
 }
@@ -190,6 +189,11 @@ impl Found {
             let fault = Fault::Truncated { field: "head of a segment", needed, available: len };
             return Err(Error::corrupt(&path, 0, fault));
         }
+        if len > MAX_SEGMENT_LEN {
+            let (field, min) = ("length of a segment", SEGMENT_HEADER_LEN as u64);
+            let fault = Fault::Range { field, got: len, min, max: MAX_SEGMENT_LEN };
+            return Err(Error::corrupt(&path, 0, fault));
+        }
         let mut head = [0; SEGMENT_HEADER_LEN];
         read_exact_at(&*file, &mut head, 0).map_err(told)?;
         let label = Label::decode(&head[..LABEL_LEN])
@@ -204,7 +208,7 @@ impl Found {
         let beginning = match Beginning::decode(&head[LABEL_LEN..LABEL_LEN + BEGINNING_LEN]) {
             Ok(None) => Begun::No,
             Ok(Some(beginning)) => Begun::Yes(beginning),
-            Err(damage) => Begun::Unclear { offset: damage.at, fault: damage.fault },
+            Err(damage) => Begun::Unclear { fault: damage.fault },
         };
         Ok(Self { path, ordinal, label, beginning, len })
     }
@@ -233,7 +237,10 @@ impl Found {
         let file = directory.disk.open(&self.path);
         let file = file.map_err(|source| Error::io("open", &self.path, source))?;
         let told = |source| Error::io("read", &self.path, source);
-        bytes.resize(usize::try_from(self.len).unwrap_or(usize::MAX), 0);
+        let len = usize::try_from(self.len).unwrap_or(usize::MAX);
+        let more = len.saturating_sub(bytes.len());
+        bytes.try_reserve_exact(more).map_err(|_| told(io::ErrorKind::OutOfMemory.into()))?;
+        bytes.resize(len, 0);
         read_exact_at(&*file, bytes, 0).map_err(told)
     }
 }
