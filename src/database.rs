@@ -21,6 +21,7 @@ use crate::open::{Catalogue, Content, OnDisk};
 use crate::options::{Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
+use crate::progress::OpenReport;
 use crate::saver::{Line, SaveThread, Saver};
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, LogStats, Stats};
@@ -73,6 +74,8 @@ pub(crate) struct Engine {
     saver: Option<Arc<Saver>>,
     save_thread: Option<SaveThread>,
     line: Arc<Line>,
+    /// What was found when it was opened.
+    report: Option<OpenReport>,
 }
 
 /// The thread that frees what dropped stills leave behind.
@@ -108,7 +111,9 @@ impl Database {
         let reclaimer = builder.reclaims_by_itself.then(|| Reclaimer::start(&tree));
         let line = Arc::new(Line { loaded: lineage, node });
         let (mut keeper, mut save_thread, mut saver, mut log) = (None, None, None, None);
-        if let Some(OnDisk { log: own_log, snapshots, last_save }) = on_disk {
+        let mut report = None;
+        if let Some(OnDisk { log: own_log, snapshots, last_save, report: found }) = on_disk {
+            report = Some(found);
             let parts = (&tree, &own_log, &line);
             let own = Arc::new(Saver::new(parts, builder.saves, snapshots, last_save));
             if builder.keeps_log_by_itself {
@@ -130,6 +135,7 @@ impl Database {
             saver,
             save_thread,
             line,
+            report,
         };
         Ok(Self { engine: Arc::new(engine) })
     }
@@ -290,6 +296,11 @@ impl Database {
         self.engine.tree.commit.position()
     }
 
+    /// What was found when the directory was opened; `None` for a database in memory.
+    pub fn open_report(&self) -> Option<&OpenReport> {
+        self.engine.report.as_ref()
+    }
+
     /// What the database holds and what that takes. Cost: a walk over the keyspaces.
     pub fn stats(&self) -> Stats {
         let tree = &self.engine.tree;
@@ -325,12 +336,15 @@ impl Database {
         }
     }
 
-    /// Refuses writes from now on, on every handle. Reads and stills go on.
+    /// Refuses writes from now on, on every handle; reads and stills go on. Ends a save that runs. In a directory, brings all that is committed to the
+    /// disk and lets go of the directory: it can be opened again, here or elsewhere, whatever of that failed.
     ///
-    /// Calling it again does nothing.
+    /// Dropping the last handle does the same and tells nobody. Calling it again does nothing, and says again that the log
+    /// has failed, if it has.
     ///
     /// # Errors
-    /// None for a database in memory.
+    /// [`Error::LogFailed`]: what was not durable before may be lost. [`Error::Io`]: all is durable, but room that was
+    /// reserved could not be given back. None for a database in memory.
     pub fn close(&self) -> Result<()> {
         self.engine.tree.commit.close();
         if let Some(saver) = &self.engine.saver {
@@ -364,7 +378,7 @@ impl Database {
         self.saver()?.restart(&SaveOptions::default())
     }
 
-    fn saver(&self) -> Result<&Saver> {
+    pub(crate) fn saver(&self) -> Result<&Saver> {
         self.engine.saver.as_deref().ok_or(Error::NoLog)
     }
 

@@ -88,6 +88,12 @@ pub enum Error {
         /// The path both want.
         path: PathBuf,
     },
+    /// The state that was asked for can't be restored: it is older than the oldest snapshot that was kept, or newer than the
+    /// last batch.
+    OutOfReach {
+        /// The last batch there is, if that is why.
+        newest: Option<Seq>,
+    },
     /// The directory is open already, in this process or another.
     Locked {
         /// The file that is locked.
@@ -275,6 +281,12 @@ impl fmt::Display for Error {
             }
             Error::Locked { path } => {
                 write!(f, "{} is locked: the database is open already", path.display())
+            }
+            Error::OutOfReach { newest: None } => {
+                f.write_str("older than all that was kept of the database")
+            }
+            Error::OutOfReach { newest: Some(newest) } => {
+                write!(f, "newer than the last batch, which is {newest}")
             }
             Error::NoLog => f.write_str("the database lives in memory alone, it has no log"),
             Error::LogFailed(failure) => write!(f, "the log failed: {failure}"),

@@ -1,5 +1,6 @@
 //! Stillframe, an embedded key-value storage engine.
 
+mod backup;
 mod batch;
 mod clock;
 mod commit;
@@ -14,7 +15,10 @@ mod open;
 mod options;
 mod planted;
 mod position;
+mod progress;
 mod range;
+mod replayer;
+mod salvage;
 mod saver;
 mod slice;
 mod snapshot;
@@ -23,6 +27,7 @@ mod storage;
 mod sync;
 mod tree;
 
+pub use backup::{BackupReport, PointInTime, RestoreReport};
 pub use batch::WriteBatch;
 pub use commit::Holder;
 pub use database::Database;
@@ -30,12 +35,18 @@ pub use error::{Error, Fault, LogFailure, Result};
 pub use keyspace::{CompareAndSwapError, Keyspace};
 pub use options::{Builder, Durability, StillInfo, StillReport, WriteOptions};
 pub use position::{HistoryId, Position, Seq};
+pub use progress::{OpenPhase, OpenProgress, OpenReport};
 pub use range::{Keys, Range};
 pub use slice::Slice;
 pub use snapshot::{Snapshot, SnapshotKeyspace};
 pub use stats::{KeyspaceStats, LogStats, Stats};
 pub use storage::file_keyspace::{FileKeyspace, FileRange};
+pub use storage::log_reader::{
+    LogEffect, LogEffects, LogEnd, LogReader, LogRecord, LogRecordKind, SegmentBeginning,
+    SegmentInfo,
+};
 pub use storage::recovery::RecoveryMode;
+pub use storage::salvage::{Lost, LostRange};
 pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, SaveReport};
 pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 

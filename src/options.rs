@@ -11,6 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::commit::Holder;
 use crate::database::Database;
 use crate::position::Position;
+use crate::progress::{OpenPhase, OpenProgress, Progress, Tell};
 use crate::saver::SavePolicy;
 use crate::storage::recovery::RecoveryMode;
 use crate::storage::save::{SaveOptions, SaveReport};
@@ -36,6 +37,7 @@ pub struct Builder {
     /// Whether threads of the database's own look after the log.
     pub(crate) keeps_log_by_itself: bool,
     pub(crate) saves: SavePolicy,
+    pub(crate) open_progress: Option<Tell>,
 }
 
 /// What must have happened before a write returns, in a database that has a [directory](Builder::open).
@@ -114,7 +116,22 @@ impl Builder {
             segment_bytes: 64 << 20,
             keeps_log_by_itself: true,
             saves: SavePolicy::default(),
+            open_progress: None,
         }
+    }
+
+    /// Calls `tell` while a directory is opened: at the beginning and the end of each phase, and at each hundredth of it. From
+    /// whichever thread is at work; opening waits for it.
+    pub fn on_open_progress(
+        mut self,
+        tell: impl Fn(&OpenProgress) + Send + Sync + 'static,
+    ) -> Self {
+        self.open_progress = Some(Tell(Arc::new(tell)));
+        self
+    }
+
+    pub(crate) fn progress(&self, phase: OpenPhase, total: u64) -> Progress {
+        Progress::new(self.open_progress.clone(), phase, total)
     }
 
     /// Saves a snapshot into the directory by itself once `batches` were committed and `within` has passed since the last save;

@@ -16,6 +16,7 @@ use crate::commit::{Cut, Holder};
 use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
+use crate::storage::directory::Directory;
 use crate::storage::log::Log;
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
 use crate::storage::source;
@@ -106,8 +107,8 @@ pub(crate) struct Saver {
 /// What the saves of this run came to.
 #[derive(Debug)]
 struct State {
-    /// The snapshots in the directory, oldest first: ordinal and last batch, 0 for a damaged one.
-    snapshots: Vec<(u64, Seq)>,
+    /// The snapshots in the directory, oldest first: ordinal and last batch, `None` for a damaged one.
+    snapshots: Vec<(u64, Option<Seq>)>,
     last: LastSave,
 }
 
@@ -128,11 +129,18 @@ pub(crate) struct LastSave {
     pub(crate) when: Instant,
 }
 
+impl Default for LastSave {
+    /// There is none.
+    fn default() -> Self {
+        LastSave { seq: Seq(0), bytes: 0, log_bytes: 0, when: Instant::now() }
+    }
+}
+
 impl Saver {
     pub(crate) fn new(
         (tree, log, line): (&Arc<Tree>, &Arc<Log>, &Arc<Line>),
         policy: SavePolicy,
-        snapshots: Vec<(u64, Seq)>,
+        snapshots: Vec<(u64, Option<Seq>)>,
         last: LastSave,
     ) -> Self {
         let (tree, log, line) = (Arc::clone(tree), Arc::clone(log), Arc::clone(line));
@@ -144,6 +152,12 @@ impl Saver {
     /// The last batch in the newest snapshot.
     pub(crate) fn saved(&self) -> Seq {
         Seq(self.saved.load(Ordering::Relaxed))
+    }
+
+    /// Removes no file while `work` is done.
+    pub(crate) fn with_files_kept<T>(&self, work: impl FnOnce(&Directory) -> T) -> T {
+        let _state = self.state.lock();
+        work(&self.log.directory)
     }
 
     /// Ends the save that runs, waits for it, and lets no other begin.
@@ -206,7 +220,7 @@ impl Saver {
             let _ = directory.remove(&path);
         })?;
         let (seq, bytes) = (report.position.seq, report.file_bytes);
-        state.snapshots.push((ordinal, seq));
+        state.snapshots.push((ordinal, Some(seq)));
         self.saved.store(seq.0, Ordering::Relaxed);
         state.last = LastSave { seq, bytes, log_bytes, when: Instant::now() };
         // Whoever saved: there is nothing to refuse writes for any more, and may be nothing to save before they are taken.
@@ -217,13 +231,13 @@ impl Saver {
     /// Removes snapshots and segments that nothing needs any more.
     fn prune(&self, state: &mut State) -> Result<()> {
         let directory = &self.log.directory;
-        while state.snapshots.len() > self.policy.keep_snapshots.max(1) {
-            directory.remove(&directory.snapshot(state.snapshots[0].0))?;
-            state.snapshots.remove(0);
+        while let Some(at) = needless(&state.snapshots, self.policy.keep_snapshots) {
+            directory.remove(&directory.snapshot(state.snapshots[at].0))?;
+            state.snapshots.remove(at);
         }
         // Before the segments that the older ones would need.
         directory.sync()?;
-        let oldest = state.snapshots.first().map_or(Seq(0), |(_, seq)| *seq);
+        let oldest = state.snapshots.first().and_then(|(_, seq)| *seq).unwrap_or_default();
         let keep_age = u64::try_from(self.policy.keep_age.as_millis()).unwrap_or(u64::MAX);
         let now_ms = self.tree.clock().now_ms();
         let closed = self.log.closed();
@@ -272,6 +286,24 @@ impl Saver {
         let _ = self.prune(&mut state);
         Ok(report)
     }
+}
+
+impl Saver {
+    /// Saves all there is and begins a log behind it, in a directory whose files mean nothing any more from then on.
+    pub(crate) fn found(&self) -> Result<SaveReport> {
+        let mut state = self.state.lock();
+        let pass = Pass::take(&self.tree, Holder::Save)?;
+        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        let report = self.write(&mut state, pass, cut, &self.policy.options, 0)?;
+        self.log.begin(&self.tree.commit)?;
+        Ok(report)
+    }
+}
+
+/// The first of these snapshots that goes after one that succeeded: one that is damaged, or the oldest of too many.
+fn needless(snapshots: &[(u64, Option<Seq>)], keep: usize) -> Option<usize> {
+    let damaged = snapshots.iter().position(|(_, seq)| seq.is_none());
+    damaged.or((snapshots.len() > keep.max(1)).then_some(0))
 }
 
 /// The thread that saves by the policy. Ends it when dropped.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::format::log::{IDENTITY_LEN, Identity};
 use crate::planted::{Bug, planted};
 
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
 
 /// What a name in the directory stands for.
@@ -81,6 +81,16 @@ impl Directory {
     /// # Errors
     /// [`Error::Locked`], [`Error::Io`], [`Error::Corrupt`] for a damaged identity.
     pub(crate) fn claim(disk: Arc<dyn Disk>, path: &Path) -> Result<Self> {
+        Self::claim_or(disk, path, |_, _, error| Err(error))
+    }
+
+    /// As [`claim`](Self::claim); where a directory that holds something has no identity that can be read,
+    /// `repair` may know it.
+    pub(crate) fn claim_or(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        repair: impl FnOnce(&dyn Disk, &Path, Error) -> Result<Identity>,
+    ) -> Result<Self> {
         let is_new = match disk.create_dir(path) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
@@ -105,8 +115,59 @@ impl Directory {
         let lock = disk.lock(&lock_path).map_err(|source| Error::io("lock", &lock_path, source))?;
         let lock = lock.or_else(|| planted(Bug::ReadBeforeLock).then(|| Box::new(()) as Box<_>));
         let Some(lock) = lock else { return Err(Error::Locked { path: lock_path }) };
-        let identity = identity(&*disk, path)?;
+        let identity = match identity(&*disk, path) {
+            Err(error @ (Error::Corrupt { .. } | Error::Io { op: "open" | "read", .. })) => {
+                repair(&*disk, &path.join(IDENTITY), error)?
+            }
+            identity => identity?,
+        };
         Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(Some(lock)) })
+    }
+
+    /// The directory to be looked into: it is not locked, may belong to another process, and nothing in it is changed.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim); one without an identity is no database.
+    pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path) -> Result<Self> {
+        let own = path.join(IDENTITY);
+        let file = disk.open(&own).map_err(|source| Error::io("open", &own, source))?;
+        let identity = read_identity(&*file, &own)?;
+        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(None) })
+    }
+
+    /// Makes a new directory, which becomes a database by [`found`](Self::found).
+    ///
+    /// # Errors
+    /// [`Error::Io`] with `AlreadyExists` for one that holds anything.
+    pub(crate) fn make(disk: Arc<dyn Disk>, path: &Path, dataset: [u8; 16]) -> Result<Self> {
+        let told = |source| Error::io("create", path, source);
+        match disk.create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let names = disk.list(path).map_err(|source| Error::io("list", path, source))?;
+                if !names.is_empty() {
+                    return Err(told(error));
+                }
+            }
+            made => made.map_err(told)?,
+        }
+        let identity = Identity { dataset, node: random_id()? };
+        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(None) })
+    }
+
+    /// Makes durable what was put there, and then the identity, without which it can't be opened.
+    pub(crate) fn found(&self) -> Result<()> {
+        self.sync()?;
+        create_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity.encode())?;
+        let parent = directory_of(&self.path);
+        self.disk.sync_dir(parent).map_err(|source| Error::io("sync", parent, source))
+    }
+
+    /// Removes all that lies in it, and the directory: making it has failed, for a reason that is told elsewhere.
+    pub(crate) fn unmake(&self) {
+        for name in self.disk.list(&self.path).unwrap_or_default() {
+            let _ = self.disk.remove(&self.path.join(name));
+        }
+        let _ = self.disk.remove_dir(&self.path);
     }
 
     /// Lets another process have it: nothing is done here any more.
@@ -153,14 +214,7 @@ impl Directory {
 fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
     let path = dir.join(IDENTITY);
     match disk.open(&path) {
-        Ok(file) => {
-            let told = |source| Error::io("read", &path, source);
-            let len = file.len().map_err(told)?.min(IDENTITY_LEN as u64 + 1);
-            #[expect(clippy::cast_possible_truncation, reason = "as long as an identity at most")]
-            let mut bytes = vec![0; len as usize];
-            read_exact_at(&*file, &mut bytes, 0).map_err(told)?;
-            Identity::decode(&bytes).map_err(|d| Error::corrupt(&path, d.at, d.fault))
-        }
+        Ok(file) => read_identity(&*file, &path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let names = disk.list(dir).map_err(|source| Error::io("list", dir, source))?;
             let ours = |name: &&OsString| {
@@ -177,8 +231,17 @@ fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
     }
 }
 
+fn read_identity(file: &dyn DiskFile, path: &Path) -> Result<Identity> {
+    let told = |source| Error::io("read", path, source);
+    let len = file.len().map_err(told)?.min(IDENTITY_LEN as u64 + 1);
+    #[expect(clippy::cast_possible_truncation, reason = "as long as an identity at most")]
+    let mut bytes = vec![0; len as usize];
+    read_exact_at(file, &mut bytes, 0).map_err(told)?;
+    Identity::decode(&bytes).map_err(|d| Error::corrupt(path, d.at, d.fault))
+}
+
 /// Makes a small file that is whole and durable before it has its name.
-fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = directory_of(path);
     let (temporary, file) = create_temporary(disk, path)?;
     write_all_at(&*file, bytes, 0)

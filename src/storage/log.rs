@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::DiskFile;
 use super::directory::Directory;
-use super::segment::{OVERHEAD, Segment, Spare, Way};
+use super::segment::{Found, OVERHEAD, Segment, Spare, Way};
 use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
 use crate::format::log::{
@@ -107,6 +107,13 @@ pub(crate) struct Closed {
     pub(crate) time_ms: u64,
 }
 
+impl Closed {
+    /// One whose batches all are in the snapshot.
+    pub(crate) fn outdated(found: &Found) -> Self {
+        Closed { ordinal: found.ordinal, bytes: found.len, last: Seq(0), time_ms: 0 }
+    }
+}
+
 /// Where a log goes on: what recovery found.
 pub(crate) struct Start {
     pub(crate) base: Base,
@@ -163,6 +170,11 @@ impl Log {
     pub(crate) fn take_ordinal(&self) -> u64 {
         // Relaxed: a counter that orders nothing.
         self.next_ordinal.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The chain after the last record.
+    pub(crate) fn chain(&self) -> u32 {
+        lock(&self.writer).base.chain
     }
 
     /// The last Seq that has left the process.
@@ -436,6 +448,19 @@ impl Log {
         }
     }
 
+    /// Begins a segment that goes on from what was recovered, and from no other segment: those that are there mean nothing then.
+    pub(crate) fn begin(&self, commit: &Commit) -> Result<()> {
+        self.make_spare(commit, 0)?;
+        let mut writer = lock(&self.writer);
+        let durable = self.durable();
+        writer.go_on(durable).map_err(Error::LogFailed)?;
+        let current = writer.current.as_ref().expect("it was just begun");
+        let synced = current.file.sync_all();
+        synced.map_err(|source| Error::io("sync", &current.path, source))?;
+        commit.set_tail_limit(writer.limit(0));
+        Ok(())
+    }
+
     /// Segments that were left, oldest first.
     pub(crate) fn closed(&self) -> Vec<Closed> {
         lock(&self.writer).closed.iter().cloned().collect()
@@ -463,42 +488,38 @@ impl Log {
         }
     }
 
-    /// Brings all to the disk, marks it, and gives back the room that was not used. The database is closed:
-    /// nothing comes any more. Done again, it does what it did not do before.
+    /// Brings all to the disk, marks it, gives back the room that was not used, and lets go of the directory, also when something of that
+    /// failed. The database is closed: nothing comes any more. Done again it says the same of what was lost.
     pub(crate) fn finish(&self, commit: &Commit) -> Result<()> {
-        let failed = |failure| Error::LogFailed(failure);
-        match planted(Bug::CloseUnsynced) {
-            true => self.write_out(commit, commit.position().seq).map_err(failed)?,
-            false => self.sync_all(commit).map_err(failed)?,
-        }
-        // Nobody makes a segment any more once this is set.
+        // Nobody makes a segment meanwhile.
         let _making = lock(&self.making);
         {
-            let mut writer = lock(&self.writer);
+            let writer = lock(&self.writer);
             if writer.finished {
-                return Ok(());
+                return writer
+                    .failure
+                    .clone()
+                    .map_or(Ok(()), |failure| Err(Error::LogFailed(failure)));
             }
-            writer.finished = true;
         }
-        self.mark(commit).map_err(failed)?;
-        let mut writer = lock(&self.writer);
-        let mut give_back = || -> Result<()> {
-            if let Some(current) = &mut writer.current {
-                current.give_back()?;
-            }
-            // As in `prune`.
-            let has_segment = writer.current.is_some() || !writer.closed.is_empty();
-            if has_segment && let Some(spare) = writer.spare.take() {
-                self.directory.remove(&spare.path)?;
-                self.directory.sync()?;
-            }
-            Ok(())
+        let synced = match planted(Bug::CloseUnsynced) {
+            true => self.write_out(commit, commit.position().seq),
+            false => self.sync_all(commit),
         };
-        let given = give_back();
-        writer.finished = given.is_ok();
-        if given.is_ok() {
-            self.directory.release();
+        let marked = synced.and_then(|()| self.mark(commit)).map_err(Error::LogFailed);
+        let mut writer = lock(&self.writer);
+        let given = marked.and_then(|()| writer.give_back(&self.directory));
+        writer.finished = true;
+        // Somebody else may have the files from now on.
+        if let Some(last) = writer.current.take() {
+            let (ordinal, bytes) = (last.label.ordinal, last.offset);
+            let Base { position, time_ms, .. } = writer.base;
+            writer.closed.push_back(Closed { ordinal, bytes, last: position.seq, time_ms });
         }
+        writer.spare = None;
+        writer.unsynced.clear();
+        drop(writer);
+        self.directory.release();
         given
     }
 }
@@ -525,7 +546,7 @@ impl Writer {
         // Records go one behind the other, into the spare once one does not fit. All of them
         // fit for certain if all would fit into either.
         let here = self.current.as_ref().map_or(0, Segment::room);
-        let spare = self.spare.as_ref().map_or(0, |spare| spare.capacity - OVERHEAD);
+        let spare = self.spare.as_ref().map_or(0, |spare| spare.capacity.saturating_sub(OVERHEAD));
         let sure = here.max(spare).saturating_sub(MARKS);
         sure.min(TAIL_BYTES.max(wanted))
     }
@@ -594,6 +615,20 @@ impl Writer {
             Some(current) if !bytes.is_empty() => current.write(bytes, to, way),
             _ => Ok(()),
         }
+    }
+
+    /// Gives back the room that was not used.
+    fn give_back(&mut self, directory: &Directory) -> Result<()> {
+        if let Some(current) = &mut self.current {
+            current.give_back()?;
+        }
+        // As in `prune`.
+        let has_segment = self.current.is_some() || !self.closed.is_empty();
+        if has_segment && let Some(spare) = self.spare.take() {
+            directory.remove(&spare.path)?;
+            directory.sync()?;
+        }
+        Ok(())
     }
 
     /// Leaves the current segment and begins the spare.

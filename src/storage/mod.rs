@@ -19,15 +19,18 @@ use std::path::{Path, PathBuf};
 use crate::clock;
 use crate::sync::assert_no_latch;
 
+pub(crate) mod backup;
 pub(crate) mod directory;
 #[cfg(test)]
 mod example_tests;
 pub(crate) mod file_keyspace;
 pub(crate) mod load;
 pub(crate) mod log;
+pub(crate) mod log_reader;
 pub(crate) mod map;
 pub(crate) mod reader;
 pub(crate) mod recovery;
+pub(crate) mod salvage;
 pub(crate) mod save;
 pub(crate) mod segment;
 #[cfg(any(test, feature = "simulation"))]

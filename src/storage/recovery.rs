@@ -1,11 +1,13 @@
 //! Recovery: which snapshot, which segments, how far; then their batches, in order.
 //!
-//! Two halves. [`plan`] is pure: what was found in, what to do out. [`replay`] does it: every frame is proven and
-//! follows the one before, and what it carries is handed to whoever applies it. Where the frames end,
+//! Three parts. [`plan`] is pure: what was found in, what to do out. [`Replay::run`] only reads: every frame is proven
+//! and follows the one before, and what it carries is handed to whoever applies it. Where the frames end,
 //! one of two things happened: *the writer died here*, which is no error, or *the bytes are wrong*. What was
 //! durable decides: if any frame behind, or the beginning of any later segment, says that the log was durable
-//! further than what could be read, bytes are missing that were there.
+//! further than what could be read, bytes are missing that were there. [`settle`] then cuts off what a dead
+//! writer left, for whoever goes on in the directory.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
 
@@ -16,7 +18,7 @@ use super::log::{Closed, Start};
 use super::segment::{Begun, Found, Frames, Item, durable_behind};
 use super::{read_exact_at, write_all_at};
 use crate::error::{Error, Fault, Result};
-use crate::format::log::{Base, LABEL_LEN, SEGMENT_HEADER_LEN};
+use crate::format::log::{Base, Beginning, LABEL_LEN, SEGMENT_HEADER_LEN};
 use crate::format::record::{HistoryBody, RecordKind};
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
@@ -31,6 +33,12 @@ pub enum RecoveryMode {
     /// error.
     #[default]
     TolerateTail,
+    /// As `TolerateTail`; and from files that this refuses, whatever can still be proven. What is lost is listed in the
+    /// [report](crate::OpenReport). Damaged files are moved to the folder `damaged`; what could be
+    /// read is saved anew at once, under a history of its own: a replica can't take it for what it knew.
+    ///
+    /// What is missing may have belonged together with what is there. For when there is no backup.
+    Salvage,
 }
 
 /// A segment, as far as a plan goes by it.
@@ -38,6 +46,12 @@ pub enum RecoveryMode {
 pub(crate) struct SegmentFact {
     pub(crate) ordinal: u64,
     pub(crate) begun: Begun,
+}
+
+impl Found {
+    pub(crate) fn fact(&self) -> SegmentFact {
+        SegmentFact { ordinal: self.ordinal, begun: self.beginning.clone() }
+    }
 }
 
 /// A snapshot, as far as a plan goes by it.
@@ -70,25 +84,46 @@ pub(crate) enum Refusal {
     NoLog { snapshot: u64 },
 }
 
+/// The newest run of segments each of which names one before it that is there; behind it lie those that were never begun.
+pub(crate) fn newest_run(segments: &[SegmentFact]) -> Range<usize> {
+    let is_begun = |fact: &SegmentFact| !matches!(fact.begun, Begun::No);
+    // Behind the last one that was begun. One before it was begun as well; it is told as if it were torn.
+    let end = segments.iter().rposition(is_begun).map_or(0, |last| last + 1);
+    let is_there = |ordinal| segments.iter().any(|fact| fact.ordinal == ordinal);
+    let first = segments[..end].iter().rposition(|fact| match &fact.begun {
+        Begun::Yes(beginning) => {
+            !beginning.previous.is_some_and(|(previous, _)| is_there(previous))
+        }
+        _ => false,
+    });
+    first.unwrap_or(0)..end
+}
+
+impl Refusal {
+    /// What it looks like from outside.
+    pub(crate) fn told(&self, directory: &Directory) -> Error {
+        match *self {
+            Refusal::Damaged { snapshot } => {
+                Error::corrupt(&directory.snapshot(snapshot), 0, Fault::Missing)
+            }
+            Refusal::Gap { segment, base } => {
+                Error::corrupt(&directory.segment(segment), 0, Fault::NoBase { base })
+            }
+            Refusal::NoLog { snapshot } => {
+                Error::corrupt(&directory.snapshot(snapshot), 0, Fault::NoLog)
+            }
+        }
+    }
+}
+
 /// Decides what to recover from; both slices ascend.
 pub(crate) fn plan(
     mode: RecoveryMode,
     segments: &[SegmentFact],
     snapshots: &[SnapshotFact],
 ) -> std::result::Result<Plan, Refusal> {
-    let is_begun = |fact: &SegmentFact| !matches!(fact.begun, Begun::No);
-    // Behind the last one that was begun. One before it was begun as well; it is told as if it were torn.
-    let end = segments.iter().rposition(is_begun).map_or(0, |last| last + 1);
-    let (begun, blank) = segments.split_at(end);
-    // The newest run of segments each of which names one before it that is there.
-    let is_there = |ordinal| segments.iter().any(|fact| fact.ordinal == ordinal);
-    let first = begun.iter().rposition(|fact| match &fact.begun {
-        Begun::Yes(beginning) => {
-            !beginning.previous.is_some_and(|(previous, _)| is_there(previous))
-        }
-        _ => false,
-    });
-    let chain = &begun[first.unwrap_or(0)..];
+    let run = newest_run(segments);
+    let (chain, blank) = (&segments[run.clone()], &segments[run.end..]);
     let base = chain.first().map(|fact| match &fact.begun {
         Begun::Yes(beginning) => beginning.base.position.seq,
         _ => Seq(0),
@@ -130,11 +165,21 @@ pub(crate) trait Apply {
     /// All that was handed over takes effect, before its bytes go.
     fn flush(&mut self) -> Applied;
     /// A batch that is not in the snapshot.
-    fn batch(&mut self, position: Position, time_ms: u64, body: &[u8]) -> Applied;
-    /// A history begins with the record at `position`; the snapshot does not know of it.
-    fn history(&mut self, position: Position, time_ms: u64, body: &HistoryBody);
+    fn batch(&mut self, record: &RecordAt, body: &[u8]) -> Applied;
+    /// A history begins with `record`; the snapshot does not know of it.
+    fn history(&mut self, record: &RecordAt, body: &HistoryBody);
     /// All batches up to here sum up to `fingerprint`.
     fn check(&mut self, fingerprint: u64) -> Applied;
+}
+
+/// A record, and where it lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RecordAt {
+    pub(crate) position: Position,
+    pub(crate) time_ms: u64,
+    pub(crate) segment: u64,
+    /// Of its frame.
+    pub(crate) offset: u64,
 }
 
 /// Why something read from the log was not applied.
@@ -150,19 +195,63 @@ impl From<Error> for ApplyError {
     }
 }
 
+/// The last batch that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Until {
+    pub(crate) seq: Seq,
+    pub(crate) time_ms: u64,
+}
+
+impl Default for Until {
+    /// All there are.
+    fn default() -> Self {
+        Until { seq: Seq(u64::MAX), time_ms: u64::MAX }
+    }
+}
+
+impl Until {
+    pub(crate) fn has_passed(&self, seq: Seq, time_ms: u64) -> bool {
+        seq > self.seq || time_ms > self.time_ms
+    }
+}
+
+/// A log to be replayed.
+pub(crate) struct Replay<'a> {
+    pub(crate) directory: &'a Directory,
+    pub(crate) mode: RecoveryMode,
+    /// Those of the plan, and those that were never begun.
+    pub(crate) segments: &'a [Found],
+    /// The state that it is applied to.
+    pub(crate) from: Base,
+    /// Whether a batch is one of those that led there.
+    pub(crate) is_on_line: &'a (dyn Fn(Position) -> bool + Sync),
+    pub(crate) until: Until,
+    /// Another thread reads the next segment meanwhile.
+    pub(crate) reads_ahead: bool,
+}
+
 /// Where the log was found to end.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) base: Base,
     pub(crate) closed: Vec<Closed>,
     pub(crate) previous: Option<(u64, u64)>,
-    /// A segment in which nothing was begun that could be read: to be removed once there is another one, since a directory
-    /// with a snapshot always has a segment.
-    pub(crate) useless: Option<PathBuf>,
+    /// What a dead writer left behind the last batch.
+    pub(crate) torn: Option<Torn>,
     /// Places on the way, each with its segment and the last batch before it.
     places: Vec<(Seq, u64, u64)>,
     /// The last batch that is known to have been durable.
     durable: Seq,
+}
+
+/// What is to be cut off.
+#[derive(Debug)]
+pub(crate) struct Torn {
+    /// Which of the segments, and where in it. Those behind go.
+    at: usize,
+    offset: usize,
+    /// So many bytes of it were written.
+    pub(crate) bytes: u64,
 }
 
 impl Recovered {
@@ -172,129 +261,164 @@ impl Recovered {
     }
 }
 
-/// Replays `segments` over a state that ends at `from`, and cuts off what a crash left behind.
-///
-/// # Errors
-/// [`Error::Corrupt`] where something that was durable can't be read; nothing is changed then.
-pub(crate) fn replay(
-    directory: &Directory,
-    mode: RecoveryMode,
-    segments: &[Found],
-    from: Base,
-    is_on_line: impl Fn(Position) -> bool,
-    apply: &mut impl Apply,
-    reads_ahead: bool,
-) -> Result<Recovered> {
-    if !reads_ahead {
-        let read = |at: usize, _| segments[at].bytes(directory);
-        return replay_read(directory, mode, segments, from, is_on_line, apply, read);
+impl Replay<'_> {
+    /// Reads and proves the log, and has it applied. Changes nothing on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where something that was durable can't be read.
+    pub(crate) fn run(&self, apply: &mut impl Apply) -> Result<Recovered> {
+        if !self.reads_ahead {
+            return self.run_with(apply, |at, _| self.segments[at].bytes(self.directory));
+        }
+        thread::scope(|scope| {
+            let (give_back, spent) = bounded::<Vec<u8>>(2);
+            let (hand_over, filled) = bounded(1);
+            scope.spawn(move || {
+                for found in self.segments {
+                    // Memory that was used is quicker than new memory. Nobody to give it back, or to take it: it is over.
+                    let mut bytes = spent.try_recv().unwrap_or_default();
+                    let read = found.read_into(self.directory, &mut bytes);
+                    if hand_over.send(read.map(|()| bytes)).is_err() {
+                        return;
+                    }
+                }
+            });
+            self.run_with(apply, |_, spent| {
+                // Full: it has enough.
+                let _ = give_back.try_send(spent);
+                filled.recv().expect("one for each segment, in order")
+            })
+        })
     }
-    thread::scope(|scope| {
-        let (give_back, spent) = bounded::<Vec<u8>>(2);
-        let (hand_over, filled) = bounded(1);
-        scope.spawn(move || {
-            for found in segments {
-                // Memory that was used is quicker than new memory. Nobody to give it back, or to take it: it is over.
-                let mut bytes = spent.try_recv().unwrap_or_default();
-                let read = found.read_into(directory, &mut bytes);
-                if hand_over.send(read.map(|()| bytes)).is_err() {
-                    return;
+
+    /// As [`run`](Self::run); `read` gives the bytes of each segment in turn, for those of the one before.
+    fn run_with(
+        &self,
+        apply: &mut impl Apply,
+        mut read: impl FnMut(usize, Vec<u8>) -> Result<Vec<u8>>,
+    ) -> Result<Recovered> {
+        let mut recovered = Recovered {
+            base: self.from,
+            closed: Vec::new(),
+            previous: None,
+            torn: None,
+            places: Vec::new(),
+            durable: Seq(0),
+        };
+        let mut base = None;
+        let mut bytes = Vec::new();
+        for (at, found) in self.segments.iter().enumerate() {
+            bytes = read(at, std::mem::take(&mut bytes))?;
+            let beginning = match &found.beginning {
+                Begun::Yes(beginning) => beginning,
+                // Made ahead, and left for a longer one or not needed yet.
+                Begun::No if !self.is_gone_on_from(at) => continue,
+                unclear => {
+                    let fault = match unclear {
+                        Begun::Unclear { fault } => fault.clone(),
+                        _ => Fault::Missing,
+                    };
+                    let torn = Tear { at, offset: LABEL_LEN, fault: Some(fault), is_end: false };
+                    recovered.torn = Some(self.judge(torn, &bytes, &recovered)?);
+                    break;
+                }
+            };
+            let is_ours = match base {
+                Some(base) => base == beginning.base,
+                // What lies before it is in the snapshot.
+                None => (self.is_on_line)(beginning.base.position),
+            };
+            if !is_ours {
+                let fault =
+                    Fault::Foreign { field: "segment that does not go on from the one before" };
+                return Err(Error::corrupt(&found.path, LABEL_LEN as u64, fault));
+            }
+            recovered.places.push((beginning.base.position.seq, found.ordinal, LABEL_LEN as u64));
+            recovered.durable = recovered.durable.max(beginning.durable);
+            let (frames, ended) = self.segment(at, &bytes, beginning, &mut recovered, apply)?;
+            if frames.base.position.seq >= recovered.base.position.seq {
+                recovered.base = frames.base;
+            } else if !(self.is_on_line)(frames.base.position) {
+                return Err(Error::corrupt(&found.path, frames.offset as u64, FOREIGN));
+            }
+            recovered.previous = Some((found.ordinal, frames.offset as u64));
+            recovered.closed.push(Closed {
+                ordinal: found.ordinal,
+                bytes: frames.offset as u64,
+                last: frames.base.position.seq,
+                time_ms: frames.base.time_ms,
+            });
+            base = Some(frames.base);
+            match ended {
+                Ended::Next => {}
+                Ended::Until => break,
+                Ended::Torn(tear) => {
+                    // All of it is proven before anything is changed.
+                    apply.flush().map_err(|error| told(found, tear.offset, error))?;
+                    recovered.torn = Some(self.judge(tear, &bytes, &recovered)?);
+                    break;
                 }
             }
-        });
-        let read = |_, spent| {
-            // Full: it has enough.
-            let _ = give_back.try_send(spent);
-            filled.recv().expect("one for each segment, in order")
-        };
-        replay_read(directory, mode, segments, from, is_on_line, apply, read)
-    })
-}
-
-/// As [`replay`]; `read` gives the bytes of each segment in turn, for those of the one before.
-fn replay_read(
-    directory: &Directory,
-    mode: RecoveryMode,
-    segments: &[Found],
-    from: Base,
-    is_on_line: impl Fn(Position) -> bool,
-    apply: &mut impl Apply,
-    mut read: impl FnMut(usize, Vec<u8>) -> Result<Vec<u8>>,
-) -> Result<Recovered> {
-    let mut recovered = Recovered {
-        base: from,
-        closed: Vec::new(),
-        previous: None,
-        useless: None,
-        places: Vec::new(),
-        durable: Seq(0),
-    };
-    let mut base = None;
-    let mut bytes = Vec::new();
-    for (at, found) in segments.iter().enumerate() {
-        bytes = read(at, std::mem::take(&mut bytes))?;
-        let later = &segments[at + 1..];
-        let corrupt = |offset: usize, fault| Error::corrupt(&found.path, offset as u64, fault);
-        let beginning = match &found.beginning {
-            Begun::Yes(beginning) => beginning,
-            // Made ahead, and left for a longer one or not needed yet.
-            Begun::No if !later.iter().any(|later| later.goes_on_from() == Some(found.ordinal)) => {
-                continue;
-            }
-            unclear => {
-                let fault = match unclear {
-                    Begun::Unclear { fault } => fault.clone(),
-                    _ => Fault::Missing,
-                };
-                let torn = Tear { at, offset: LABEL_LEN, fault: Some(fault), is_end: false };
-                torn.cut(directory, mode, segments, &bytes, &mut recovered)?;
-                break;
-            }
-        };
-        let is_ours = match base {
-            Some(base) => base == beginning.base,
-            // What lies before it is in the snapshot.
-            None => is_on_line(beginning.base.position),
-        };
-        if !is_ours {
-            let fault = Fault::Foreign { field: "segment that does not go on from the one before" };
-            return Err(corrupt(LABEL_LEN, fault));
         }
-        let next_end = later.iter().find_map(|next| match &next.beginning {
+        let ends_before = |last: &Closed| last.last < self.from.position.seq;
+        if recovered.previous.is_some() && recovered.closed.last().is_some_and(ends_before) {
+            // The snapshot goes further than the log: what comes next goes on from it.
+            recovered.previous = None;
+        }
+        Ok(recovered)
+    }
+
+    /// Whether a later segment names this one as the one that it goes on from.
+    fn is_gone_on_from(&self, at: usize) -> bool {
+        let ordinal = Some(self.segments[at].ordinal);
+        self.segments[at + 1..].iter().any(|later| later.goes_on_from() == ordinal)
+    }
+
+    /// Reads one segment to where it ends.
+    fn segment<'b>(
+        &self,
+        at: usize,
+        bytes: &'b [u8],
+        beginning: &Beginning,
+        recovered: &mut Recovered,
+        apply: &mut impl Apply,
+    ) -> Result<(Frames<'b>, Ended)> {
+        let found = &self.segments[at];
+        let corrupt = |offset: usize, fault| Error::corrupt(&found.path, offset as u64, fault);
+        let next_end = self.segments[at + 1..].iter().find_map(|next| match &next.beginning {
             Begun::Yes(beginning) => {
                 beginning.previous.filter(|(ordinal, _)| *ordinal == found.ordinal)
             }
             _ => None,
         });
-        let mut frames = Frames::new(&bytes, found.label.salt, beginning.base);
-        let mut tear = None;
-        recovered.places.push((beginning.base.position.seq, found.ordinal, LABEL_LEN as u64));
-        recovered.durable = recovered.durable.max(beginning.durable);
+        let mut frames = Frames::new(bytes, found.label.salt, beginning.base);
         let mut next_place = PLACE_EVERY;
         loop {
             if next_end == Some((found.ordinal, frames.offset as u64)) {
-                break;
+                return Ok((frames, Ended::Next));
             }
-            let (offset, salvaged) = (frames.offset, frames.base);
+            let (offset, before) = (frames.offset, frames.base);
             let item = match frames.next() {
                 Ok(Some(item)) => item,
                 ended => {
-                    tear = Some(Tear { at, offset, fault: ended.err(), is_end: false });
-                    break;
+                    let tear = Tear { at, offset, fault: ended.err(), is_end: false };
+                    return Ok((frames, Ended::Torn(tear)));
                 }
             };
             recovered.durable = recovered.durable.max(frames.durable);
             if offset >= next_place {
-                recovered.places.push((salvaged.position.seq, found.ordinal, offset as u64));
+                recovered.places.push((before.position.seq, found.ordinal, offset as u64));
                 next_place = offset + PLACE_EVERY;
             }
-            let told = |error: ApplyError| match error {
-                ApplyError::Fault(fault) => corrupt(offset, fault),
-                ApplyError::Error(error) => error,
-            };
             match item {
+                Item::Record { header, .. }
+                    if self.until.has_passed(header.seq, header.time_ms) =>
+                {
+                    (frames.offset, frames.base) = (offset, before);
+                    return Ok((frames, Ended::Until));
+                }
                 Item::Record { header, body } => {
-                    let mut history = salvaged.position.history;
+                    let mut history = before.position.history;
                     let first = match header.kind {
                         RecordKind::History => {
                             let first = HistoryBody::decode(body)
@@ -306,72 +430,78 @@ fn replay_read(
                     };
                     frames.base.position.history = history;
                     let position = Position { history, seq: header.seq };
-                    if header.seq <= from.position.seq {
-                        if header.seq == from.position.seq && position != from.position {
+                    if header.seq <= self.from.position.seq {
+                        if header.seq == self.from.position.seq && position != self.from.position {
                             return Err(corrupt(offset, FOREIGN));
                         }
                         continue;
                     }
+                    let (time_ms, segment) = (header.time_ms, found.ordinal);
+                    let record = RecordAt { position, time_ms, segment, offset: offset as u64 };
                     match first {
-                        Some(first) => apply.history(position, header.time_ms, &first),
-                        None => apply.batch(position, header.time_ms, body).map_err(told)?,
+                        Some(first) => apply.history(&record, &first),
+                        None => {
+                            apply
+                                .batch(&record, body)
+                                .map_err(|error| told(found, offset, error))?;
+                        }
                     }
                 }
                 Item::Mark { seq, fingerprint } => {
                     if seq != frames.base.position.seq {
                         return Err(corrupt(offset, Fault::Order { field: "mark" }));
                     }
-                    if seq >= from.position.seq {
-                        apply.check(fingerprint).map_err(told)?;
+                    if seq >= self.from.position.seq {
+                        apply.check(fingerprint).map_err(|error| told(found, offset, error))?;
                     }
                 }
                 Item::End { next } => {
-                    if !segments.iter().any(|found| found.ordinal == next) {
+                    if !self.segments.iter().any(|found| found.ordinal == next) {
                         let fault = Fault::Foreign { field: "the next segment is missing, or it" };
                         return Err(corrupt(offset, fault));
                     }
                     frames.offset = offset;
-                    tear = Some(Tear { at, offset, fault: None, is_end: true });
-                    break;
+                    let tear = Tear { at, offset, fault: None, is_end: true };
+                    return Ok((frames, Ended::Torn(tear)));
                 }
             }
         }
-        if frames.base.position.seq >= recovered.base.position.seq {
-            recovered.base = frames.base;
-        } else if !is_on_line(frames.base.position) {
-            return Err(corrupt(frames.offset, FOREIGN));
-        }
-        recovered.previous = Some((found.ordinal, frames.offset as u64));
-        recovered.closed.push(Closed {
-            ordinal: found.ordinal,
-            bytes: frames.offset as u64,
-            last: frames.base.position.seq,
-            time_ms: frames.base.time_ms,
-        });
-        base = Some(frames.base);
-        if let Some(tear) = tear {
-            // All of it is proven before anything is changed.
-            apply.flush().map_err(|error| match error {
-                ApplyError::Fault(fault) => corrupt(tear.offset, fault),
-                ApplyError::Error(error) => error,
-            })?;
-            tear.cut(directory, mode, segments, &bytes, &mut recovered)?;
-            break;
-        }
     }
-    if recovered.previous.is_some()
-        && recovered.closed.last().is_some_and(|last| last.last < from.position.seq)
-    {
-        // The snapshot goes further than the log: what comes next goes on from it.
-        recovered.previous = None;
+
+    /// Whether the writer died at `tear`, or something that was durable is gone.
+    fn judge(&self, tear: Tear, bytes: &[u8], recovered: &Recovered) -> Result<Torn> {
+        let Tear { at, offset, fault, is_end } = tear;
+        let (found, behind) = (&self.segments[at], &self.segments[at + 1..]);
+        let mut durable = durable_behind(bytes, found.label.salt, offset);
+        for later in behind {
+            if let Begun::Yes(beginning) = &later.beginning {
+                durable = durable.max(beginning.durable);
+            }
+            let bytes = later.bytes(self.directory)?;
+            durable = durable.max(durable_behind(&bytes, later.label.salt, SEGMENT_HEADER_LEN));
+        }
+        let last = recovered.base.position.seq;
+        let rest = bytes.get(offset..).unwrap_or_default();
+        let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
+        let is_torn = behind.iter().any(has_begun) || written > 0;
+        if durable > last || (self.mode == RecoveryMode::Strict && is_torn && !is_end) {
+            let cause = fault.unwrap_or(Fault::Missing);
+            let fault = Fault::LogEnds { last, durable, cause: Box::new(cause) };
+            return Err(Error::corrupt(&found.path, offset as u64, fault));
+        }
+        Ok(Torn { at, offset, bytes: if is_end { 0 } else { written } })
     }
-    Ok(recovered)
 }
 
 const FOREIGN: Fault = Fault::Foreign { field: "log of another history than the snapshot" };
 
-fn has_begun(found: &Found) -> bool {
-    !matches!(found.beginning, Begun::No)
+/// Why reading a segment ended.
+enum Ended {
+    /// The next one goes on from here.
+    Next,
+    Torn(Tear),
+    /// What comes is not wanted.
+    Until,
 }
 
 /// Where the frames of a log end.
@@ -385,58 +515,60 @@ struct Tear {
     is_end: bool,
 }
 
-impl Tear {
-    /// Cuts off what lies behind, unless it was durable once.
-    fn cut(
-        self,
-        directory: &Directory,
-        mode: RecoveryMode,
-        segments: &[Found],
-        bytes: &[u8],
-        recovered: &mut Recovered,
-    ) -> Result<()> {
-        let Tear { at, offset, fault, is_end } = self;
-        let found = &segments[at];
-        let mut durable = durable_behind(bytes, found.label.salt, offset);
-        for later in &segments[at + 1..] {
-            if let Begun::Yes(beginning) = &later.beginning {
-                durable = durable.max(beginning.durable);
-            }
-            let bytes = later.bytes(directory)?;
-            durable = durable.max(durable_behind(&bytes, later.label.salt, SEGMENT_HEADER_LEN));
-        }
-        let last = recovered.base.position.seq;
-        let rest = bytes.get(offset..).unwrap_or_default();
-        let is_torn =
-            segments[at + 1..].iter().any(has_begun) || rest.iter().any(|byte| *byte != 0);
-        if durable > last || (mode == RecoveryMode::Strict && is_torn && !is_end) {
-            let cause = fault.unwrap_or(Fault::Missing);
-            let fault = Fault::LogEnds { last, durable, cause: Box::new(cause) };
-            return Err(Error::corrupt(&found.path, offset as u64, fault));
-        }
-        if planted(Bug::RemovedBeforeCut) {
-            for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
-                directory.remove(&later.path)?;
-            }
-        }
-        // First here, since what ends in good order names the next segment as one that is there; then from the last
-        // on. Whoever is interrupted finds the same end again.
-        if offset == LABEL_LEN {
-            recovered.useless = Some(found.path.clone());
-        } else if offset as u64 != found.len && !planted(Bug::NeverCut) {
-            let offset = if planted(Bug::CutTooLate) { offset + 1 } else { offset };
-            let told = |op, source| Error::io(op, &found.path, source);
-            let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;
-            file.set_len(offset as u64).map_err(|source| told("cut", source))?;
-            file.sync_all().map_err(|source| told("sync", source))?;
-        }
-        for later in segments[at + 1..].iter().rev().filter(|later| has_begun(later)) {
-            directory.remove(&later.path)?;
-            // One after the other: of names that go together a power cut may bring back any.
-            directory.sync()?;
-        }
-        Ok(())
+fn has_begun(found: &Found) -> bool {
+    !matches!(found.beginning, Begun::No)
+}
+
+fn told(found: &Found, offset: usize, error: ApplyError) -> Error {
+    match error {
+        ApplyError::Fault(fault) => Error::corrupt(&found.path, offset as u64, fault),
+        ApplyError::Error(error) => error,
     }
+}
+
+/// Makes the directory end where the log was found to: cuts off what was torn, and makes the rest durable.
+///
+/// Returns a segment in which nothing was begun that could be read. It is to be removed once there is another one, since a
+/// directory with a snapshot always has a segment.
+pub(crate) fn settle(
+    directory: &Directory,
+    segments: &[Found],
+    recovered: &Recovered,
+) -> Result<Option<PathBuf>> {
+    let useless = match &recovered.torn {
+        Some(torn) => cut(directory, segments, torn)?,
+        None => None,
+    };
+    sync_replayed(directory, recovered)?;
+    Ok(useless)
+}
+
+fn cut(directory: &Directory, segments: &[Found], torn: &Torn) -> Result<Option<PathBuf>> {
+    let (found, offset) = (&segments[torn.at], torn.offset);
+    let behind = || segments[torn.at + 1..].iter().rev().filter(|later| has_begun(later));
+    let mut useless = None;
+    if planted(Bug::RemovedBeforeCut) {
+        for later in behind() {
+            directory.remove(&later.path)?;
+        }
+    }
+    // First here, since what ends in good order names the next segment as one that is there; then from the last
+    // on. Whoever is interrupted finds the same end again.
+    if offset == LABEL_LEN {
+        useless = Some(found.path.clone());
+    } else if offset as u64 != found.len && !planted(Bug::NeverCut) {
+        let offset = if planted(Bug::CutTooLate) { offset + 1 } else { offset };
+        let told = |op, source| Error::io(op, &found.path, source);
+        let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;
+        file.set_len(offset as u64).map_err(|source| told("cut", source))?;
+        file.sync_all().map_err(|source| told("sync", source))?;
+    }
+    for later in behind() {
+        directory.remove(&later.path)?;
+        // One after the other: of names that go together a power cut may bring back any.
+        directory.sync()?;
+    }
+    Ok(useless)
 }
 
 /// A place is kept so often, in bytes.
@@ -447,7 +579,7 @@ const PLACE_EVERY: usize = 64 << 10;
 /// It may have been in the system's memory only, and a sync that failed before, in the process that wrote it, may have made the
 /// system believe that it is on the disk: so it is written again, the same bytes to the same place, and then synced
 /// (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
-pub(crate) fn sync_replayed(directory: &Directory, recovered: &Recovered) -> Result<()> {
+fn sync_replayed(directory: &Directory, recovered: &Recovered) -> Result<()> {
     let sure = recovered.places.iter().rposition(|(before, ..)| *before <= recovered.durable);
     let first = sure.map_or((0, 0), |at| (recovered.places[at].1, recovered.places[at].2));
     for closed in recovered.closed.iter().filter(|closed| closed.ordinal >= first.0) {
@@ -512,7 +644,6 @@ pub(crate) fn is_on(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::log::Beginning;
 
     fn begun(ordinal: u64, base: u64, previous: Option<u64>) -> SegmentFact {
         let position = Position { seq: Seq(base), ..Position::default() };

@@ -36,7 +36,7 @@ use crate::sync::{HeldLatch, RwLockReadGuard, RwLockWriteGuard, pin};
 use crate::{Error, Result};
 
 pub(crate) use batch::{BatchOp, Changes, RangeDelete};
-pub(crate) use bulk::{BuiltLeaf, Bulk};
+pub(crate) use bulk::{BuiltLeaf, Bulk, LeafBuilder};
 pub(crate) use ends::End;
 pub(crate) use page::{Entry, Value};
 pub(crate) use pass::Pass;

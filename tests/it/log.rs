@@ -554,3 +554,28 @@ fn a_recovery_that_is_interrupted_can_be_done_again() {
 fn segments_go_one_after_the_other() {
     power_cuts(84);
 }
+
+/// A database whose log had failed kept its directory for as long as any handle lived.
+#[test]
+fn closing_lets_go_of_the_directory_whatever_failed() {
+    let disk = SimDisk::new();
+    let db = open(&disk);
+    let data = db.keyspace("data").unwrap();
+    data.insert("1", "x").unwrap();
+    assert_eq!(db.persist(Durability::Sync).unwrap(), db.seq());
+    disk.inject(DiskFault::error(DiskFault::EIO).on(CallKind::SyncData).forever());
+    data.insert("2", "y").unwrap();
+    for _ in 0..2 {
+        assert!(matches!(db.close(), Err(Error::LogFailed(_))));
+    }
+    assert!(matches!(db.recover(), Err(Error::Closed | Error::LogFailed(_))));
+    disk.clear_faults();
+    let again = open(&disk);
+    assert_eq!(again.keyspace("data").unwrap().get("1").unwrap().unwrap(), "x");
+    // The old handle reads on, and what it does to close changes nothing under the new one.
+    assert_eq!(data.get("2").unwrap().unwrap(), "y");
+    let changes = disk.change_count();
+    assert!(db.close().is_err());
+    drop((data, db));
+    assert_eq!(disk.change_count(), changes);
+}

@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 #![expect(clippy::cast_possible_truncation, reason = "tests make small numbers of random ones")]
 
+mod backup;
 mod faults;
 mod forge;
 mod golden;
@@ -10,6 +11,7 @@ mod memory;
 mod model;
 mod python_reader;
 mod regressions;
+mod salvage;
 mod saves;
 #[cfg(shuttle)]
 mod shuttle;

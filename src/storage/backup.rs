@@ -1,0 +1,220 @@
+//! Copies the files of a directory that may be in use: its newest snapshot and the log behind it.
+//!
+//! The one who has it open is not asked and not stopped. It only appends to the newest segment and removes the oldest files, so
+//! reading the newest first finds, in each older one, all that the newer ones go on from; what disappears meanwhile
+//! is no longer needed, and the copy is begun again.
+
+use std::io;
+use std::path::Path;
+
+use super::directory::Directory;
+use super::recovery::{Applied, Apply, Listed, RecordAt, Recovered, RecoveryMode, Replay, Until};
+use super::recovery::{SnapshotFact, plan};
+use super::segment::{Begun, Found, Frames, Spare};
+use super::snapshot_file::SnapshotFile;
+use super::{DiskFile, read_exact_at, write_all_at};
+use crate::error::{Error, Fault, Result};
+use crate::format::log::{BEGINNING_LEN, Base, Beginning, LABEL_LEN, SEGMENT_HEADER_LEN};
+use crate::format::record::HistoryBody;
+use crate::position::Position;
+
+/// A new directory's first segment, which nothing was written to.
+pub(crate) const BLANK_BYTES: u64 = 64 << 10;
+
+/// What was copied.
+pub(crate) struct Copied {
+    /// The last batch in the copy.
+    pub(crate) position: Position,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Copies `source` to `target`, which is empty, and proves the copy. The target's identity is left to the caller.
+pub(crate) fn copy(source: &Directory, target: &Directory) -> Result<Copied> {
+    loop {
+        let listed = Listed::read(source)?;
+        let error = match copy_listed(source, target, &listed) {
+            Err(error @ (Error::Io { .. } | Error::Corrupt { .. })) => error,
+            copied => return copied,
+        };
+        // If nothing has gone since, that is how it is.
+        if Listed::read(source)?.is_as(&listed) {
+            return Err(error);
+        }
+        for name in target.list()? {
+            target.remove(&target.path.join(name.0))?;
+        }
+    }
+}
+
+fn copy_listed(source: &Directory, target: &Directory, listed: &Listed) -> Result<Copied> {
+    let found = listed.segments.iter().map(|ordinal| Found::read(source, *ordinal));
+    let found: Vec<Found> = found.collect::<Result<_>>()?;
+    let facts: Vec<_> = found.iter().map(Found::fact).collect();
+    let open = |ordinal: &u64| {
+        let path = source.snapshot(*ordinal);
+        let file = SnapshotFile::open_on(&*source.disk, &path);
+        SnapshotFact { ordinal: *ordinal, seq: file.ok().map(|file| file.info().position.seq) }
+    };
+    let snapshots: Vec<_> = listed.snapshots.iter().map(open).collect();
+    let plan = plan(RecoveryMode::TolerateTail, &facts, &snapshots)
+        .map_err(|refusal| refusal.told(source))?;
+    // Open files stay, whatever becomes of their names.
+    let snapshot = plan.snapshot.map(|ordinal| {
+        let path = source.snapshot(ordinal);
+        let file = source.disk.open(&path).map_err(|source| Error::io("open", &path, source))?;
+        Ok((ordinal, path, file))
+    });
+    let snapshot = snapshot.transpose()?;
+
+    let (mut files, mut bytes) = (0, 0);
+    for &ordinal in plan.segments.iter().chain(&plan.blank).rev() {
+        let copied = settled(source, &Found::read(source, ordinal)?)?;
+        let path = target.segment(ordinal);
+        let told = |op, source| Error::io(op, &path, source);
+        let file = target.disk.create_new(&path).map_err(|source| told("create", source))?;
+        write_all_at(&*file, &copied, 0).map_err(|source| told("write", source))?;
+        file.sync_all().map_err(|source| told("sync", source))?;
+        (files, bytes) = (files + 1, bytes + copied.len() as u64);
+    }
+    if files == 0 {
+        Spare::make(target, listed.next_ordinal(), BLANK_BYTES)?;
+    }
+    if let Some((ordinal, path, file)) = snapshot {
+        bytes += copy_file((&path, &*file), target, &target.snapshot(ordinal))?;
+        files += 1;
+    }
+    Ok(Copied { position: prove(target)?, files, bytes })
+}
+
+fn copy_file((path, file): (&Path, &dyn DiskFile), target: &Directory, to: &Path) -> Result<u64> {
+    const PIECE: usize = 1 << 20;
+    let read = |source| Error::io("read", path, source);
+    let written = |op, source| Error::io(op, to, source);
+    let len = file.len().map_err(read)?;
+    let copy = target.disk.create_new(to).map_err(|source| written("create", source))?;
+    let mut piece = vec![0; usize::try_from(len).unwrap_or(PIECE).min(PIECE)];
+    let mut offset = 0;
+    while offset < len {
+        let count = piece.len().min(usize::try_from(len - offset).unwrap_or(PIECE));
+        read_exact_at(file, &mut piece[..count], offset).map_err(read)?;
+        write_all_at(&*copy, &piece[..count], offset).map_err(|source| written("write", source))?;
+        offset += count as u64;
+    }
+    copy.sync_all().map_err(|source| written("sync", source))?;
+    Ok(len)
+}
+
+/// The bytes of a segment that somebody may be writing to, as they were at one moment.
+///
+/// One writes at a time, each behind the one before. So once anything was seen at some place, all that was written before is whole, or
+/// is the same writer's: what looked torn is read once more, and nothing behind that place counts.
+fn settled(source: &Directory, found: &Found) -> Result<Vec<u8>> {
+    let mut bytes = found.bytes(source)?;
+    let seen = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let beginning = bytes.get(LABEL_LEN..LABEL_LEN + BEGINNING_LEN).unwrap_or_default();
+    let mut end = SEGMENT_HEADER_LEN;
+    if let Ok(Some(Beginning { base, .. })) = Beginning::decode(beginning) {
+        let whole = |bytes: &[u8]| {
+            let mut frames = Frames::new(bytes, found.label.salt, base);
+            while let Ok(Some(_)) = frames.next() {}
+            frames.offset
+        };
+        end = whole(&bytes);
+        if end < seen {
+            let path = &found.path;
+            let file = source.disk.open(path).map_err(|source| Error::io("open", path, source))?;
+            read_exact_at(&*file, &mut bytes[end..seen], end as u64)
+                .map_err(|source| Error::io("read", path, source))?;
+            end = whole(&bytes);
+        }
+    }
+    // A record may well end with zeros.
+    bytes.truncate(end.max(seen));
+    Ok(bytes)
+}
+
+/// Reads a copy whole.
+fn prove(copy: &Directory) -> Result<Position> {
+    let listed = Listed::read(copy)?;
+    let found = listed.segments.iter().map(|ordinal| Found::read(copy, *ordinal));
+    let found: Vec<Found> = found.collect::<Result<_>>()?;
+    let mut from = Base::default();
+    if let Some(ordinal) = listed.snapshots.first() {
+        let file = SnapshotFile::open_on(&*copy.disk, &copy.snapshot(*ordinal))?;
+        file.verify()?;
+        (from.position, from.time_ms) = (file.info().position, file.info().time_ms);
+    }
+    let begun = |found: &&Found| !matches!(found.beginning, Begun::No);
+    let is_gap = found.iter().find(begun).is_some_and(|first| match &first.beginning {
+        Begun::Yes(beginning) => beginning.base.position.seq > from.position.seq,
+        _ => false,
+    });
+    if is_gap {
+        return Err(Error::corrupt(&copy.path, 0, Fault::NoBase { base: from.position.seq }));
+    }
+    let recovered = Replay {
+        directory: copy,
+        mode: RecoveryMode::TolerateTail,
+        segments: &found,
+        from,
+        // Whether the line is the snapshot's the record at its Seq tells.
+        is_on_line: &|_| true,
+        until: Until::default(),
+        reads_ahead: false,
+    }
+    .run(&mut Unapplied)?;
+    let Recovered { base, .. } = recovered;
+    Ok(base.position)
+}
+
+/// Only what is read is proven.
+pub(crate) struct Unapplied;
+
+impl Apply for Unapplied {
+    fn flush(&mut self) -> Applied {
+        Ok(())
+    }
+
+    fn batch(&mut self, _: &RecordAt, _: &[u8]) -> Applied {
+        Ok(())
+    }
+
+    fn history(&mut self, _: &RecordAt, _: &HistoryBody) {}
+
+    fn check(&mut self, _: u64) -> Applied {
+        Ok(())
+    }
+}
+
+impl Listed {
+    /// Whether the files that mean something are the same.
+    fn is_as(&self, other: &Listed) -> bool {
+        self.segments == other.segments && self.snapshots == other.snapshots
+    }
+}
+
+/// Refuses a directory that somebody has open, as far as it can be told without writing there.
+pub(crate) fn refuse_in_use(
+    directory: &Directory,
+) -> Result<Option<Box<dyn std::any::Any + Send + Sync>>> {
+    let path = directory.path.join(super::directory::LOCK);
+    let is_there = directory.list()?.iter().any(|(name, _)| path.ends_with(name));
+    if !is_there {
+        return Ok(None);
+    }
+    match directory.disk.lock(&path) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(Error::Locked { path }),
+        // Where nothing can be written nobody writes.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(Error::io("lock", &path, source)),
+    }
+}
