@@ -46,7 +46,7 @@ pub use storage::log_reader::{
     SegmentInfo,
 };
 pub use storage::recovery::RecoveryMode;
-pub use storage::salvage::{Lost, LostRange};
+pub use storage::salvage::{Lost, LostKey, LostRange};
 pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, SaveReport};
 pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 

@@ -131,7 +131,7 @@ fn ratio(contents: &Contents) -> String {
 }
 
 /// RFC 3339 in UTC; the number itself where no calendar reaches.
-fn date(unix_ms: u64) -> String {
+pub(crate) fn date(unix_ms: u64) -> String {
     const YEAR_9999_MS: u64 = 253_402_300_799_999;
     if unix_ms > YEAR_9999_MS {
         return format!("{unix_ms} ms");

@@ -1,15 +1,18 @@
-//! The `stillframe` command: looks into snapshot files, makes them from plain data and back, and
-//! shows on real input what the engine does.
+//! The `stillframe` command: looks into snapshot files and logs, makes files from plain data and back, copies and restores
+//! databases, and shows on real input what the engine does.
 //!
 //! Results go to standard output, everything else to standard error. One place, [`main`], turns
 //! what a command returned into an exit code; [`EXIT_CODES`] is the promise it keeps.
 
+mod backup;
 mod demo;
 mod diff;
 mod export;
 mod import;
 mod inspect;
 mod interrupt;
+mod log;
+mod open;
 mod read;
 mod save;
 mod snapshot;
@@ -32,21 +35,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    the answer is no: the key is not there, the files differ, the fingerprints differ
+  1    the answer is no: the key is not there, the files differ, the fingerprints differ, something is lost
   2    wrong usage, or something failed; standard error says what
-  3    a snapshot file is damaged; standard error names the file and the offset
+  3    a file is damaged; standard error names it and the offset
   130  interrupted by Ctrl-C";
 
 /// Exit code of an answer that is no.
 const NO: u8 = 1;
 /// Exit code of a failure; clap uses the same for wrong usage.
 const FAILED: u8 = 2;
-/// Exit code when the bytes of a snapshot file are wrong.
+/// Exit code when the bytes of a file are wrong.
 const DAMAGED: u8 = 3;
 /// Exit code after Ctrl-C: what a shell reports for a process that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
-/// Look into Stillframe snapshot files, make them from plain data, and see the engine at work.
+/// Look into Stillframe databases and snapshot files, make them from plain data, and see the engine at work.
 #[derive(Parser)]
 #[command(name = "stillframe", version, after_help = EXIT_CODES)]
 struct Arguments {
@@ -66,6 +69,10 @@ enum Command {
     Get(read::Get),
     Scan(read::Scan),
     Diff(diff::Diff),
+    Open(open::Open),
+    Log(log::Log),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Demo(demo::Demo),
 }
 
@@ -85,6 +92,10 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(json),
         Command::Scan(scan) => scan.run(json),
         Command::Diff(diff) => diff.run(json),
+        Command::Open(open) => open.run(json),
+        Command::Log(log) => log.run(json),
+        Command::Backup(backup) => backup.run(json),
+        Command::Restore(restore) => restore.run(json),
         Command::Demo(demo) => demo.run(json),
     };
     match result {

@@ -417,3 +417,85 @@ fn an_interrupted_demo_leaves_nothing() {
     assert_eq!(demo.wait().unwrap().code(), Some(130));
     assert_eq!(shell.names(), [""; 0]);
 }
+
+/// A database with a history of a keyspace, and the batches after which it had 1, 2, .. records.
+fn database(shell: &Shell, name: &str) -> Vec<u64> {
+    let database = stillframe::Database::open(shell.path().join(name)).unwrap();
+    let users = database.keyspace("users").unwrap();
+    let seqs = ["ada", "grace", "edsger"].map(|user| {
+        users.insert(user, format!("{user}'s")).unwrap();
+        database.seq().0
+    });
+    database.close().unwrap();
+    seqs.to_vec()
+}
+
+#[test]
+fn a_directory_is_opened_looked_into_copied_and_gone_back_in() {
+    let shell = Shell::new();
+    let seqs = database(&shell, "db");
+    let opened = shell.json("open db --strict --json");
+    assert_eq!((&opened["records"], &opened["seq"]), (&3.into(), &seqs[2].into()));
+    assert_eq!(opened["keyspaces"][0]["name"], "users");
+    let verified = shell.json("log verify db --json");
+    assert_eq!((&verified["records"], &verified["seq"]), (&seqs[2].into(), &seqs[2].into()));
+    let dump = shell.expect(0, "log dump db");
+    let last = dump.lines().last().unwrap();
+    assert_eq!(last, format!("{}\tput\tusers\tedsger\tedsger's", seqs[2]));
+    let line = format!("log dump db --json --from {0} --to {0}", seqs[1]);
+    let record: Value = serde_json::from_str(&shell.expect(0, &line)).unwrap();
+    assert_eq!(record["effects"][0]["key"], "grace");
+    let segments = shell.json("log list db --json");
+    assert_eq!(segments[0]["state"], "begun");
+
+    let copied = shell.json("backup db copy --json");
+    assert_eq!(copied["seq"], seqs[2]);
+    // Somebody has it open: that is no matter for a copy.
+    let held = stillframe::Database::open(shell.path().join("db")).unwrap();
+    shell.expect(0, "backup db second");
+    assert!(shell.fail(2, "restore db other").contains("open already"));
+    assert!(shell.fail(2, "open db").contains("open already"));
+    drop(held);
+    assert!(shell.fail(2, "backup db copy").contains("create copy"));
+    for (seq, records) in seqs.iter().zip(1..) {
+        let line = format!("restore copy at{records} --seq {seq} --json");
+        assert_eq!(shell.json(&line)["records"], records);
+        assert_eq!(shell.json(&format!("open at{records} --json"))["records"], records);
+    }
+    assert_eq!(shell.json("restore copy now --time 2999-01-01T00:00:00Z --json")["records"], 3);
+    assert!(shell.fail(2, "restore copy far --seq 1000").contains("newer than the last batch"));
+    assert!(!shell.path().join("far").exists());
+
+    // What is no database is not made one.
+    assert!(shell.fail(2, "open nowhere").contains("nowhere/identity"));
+    assert!(!shell.path().join("nowhere").exists());
+}
+
+#[test]
+fn a_snapshot_file_is_made_a_directory() {
+    let shell = Shell::new();
+    shell.write("in/a", "1");
+    shell.expect(0, "import in out.still");
+    shell.expect(0, "restore out.still db");
+    assert_eq!(shell.json("open db --json")["records"], 1);
+    assert!(shell.fail(2, "restore out.still more --seq 1").contains("one state only"));
+}
+
+#[test]
+fn damage_is_named_and_salvaged_and_the_loss_is_listed() {
+    let shell = Shell::new();
+    database(&shell, "db");
+    let log = shell.path().join("db/0000000001.log");
+    let mut bytes = fs::read(&log).unwrap();
+    let at = bytes.windows(7).position(|seven| seven == b"grace's").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    for line in ["open db", "log verify db"] {
+        assert!(shell.fail(3, line).contains("0000000001.log at byte"), "{line}");
+    }
+    let lost: Value = serde_json::from_str(&shell.expect(1, "open db --salvage --json")).unwrap();
+    assert_eq!((&lost["records"], lost["lost"].as_array().unwrap().len()), (&2.into(), 1));
+    assert!(lost["lost"][0]["lost"].as_str().unwrap().starts_with("batches "));
+    assert_eq!(shell.json("open db --strict --json")["records"], 2);
+    assert!(shell.path().join("db/salvaged/0000000001.log").exists());
+}
