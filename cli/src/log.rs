@@ -162,9 +162,14 @@ fn verified(end: &LogEnd, as_json: bool) -> anyhow::Result<Answer> {
             "records": records, "torn_bytes": torn_bytes,
         }))?;
     } else {
-        let (records, seq) = (ui::plural(records, "batch"), ui::count(position.seq.0));
         let mut out = ui::stdout();
-        writeln!(out, "whole: {records}, the last is {seq} of {}", date(time_ms))?;
+        match records {
+            0 => writeln!(out, "whole: nothing was written to it")?,
+            _ => {
+                let (records, seq) = (ui::batches(records), ui::count(position.seq.0));
+                writeln!(out, "whole: {records}, the last is {seq} of {}", date(time_ms))?;
+            }
+        }
         if torn_bytes > 0 {
             let torn = ui::bytes(torn_bytes);
             writeln!(

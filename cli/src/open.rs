@@ -184,8 +184,7 @@ fn print(opened: &Opened) -> anyhow::Result<()> {
     for damaged in &opened.damaged_snapshots {
         line("passed over", damaged.clone())?;
     }
-    let (batches, segments) =
-        (ui::plural(opened.batches, "batch"), ui::plural(opened.segments, "segment"));
+    let (batches, segments) = (ui::batches(opened.batches), ui::plural(opened.segments, "segment"));
     let bytes = ui::bytes(opened.log_bytes);
     line("log", format!("{batches} replayed, {segments}, {bytes}"))?;
     if opened.torn_bytes > 0 {

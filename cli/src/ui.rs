@@ -63,6 +63,11 @@ pub(crate) fn plural(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
+/// `1 batch`, `3,000 batches`
+pub(crate) fn batches(number: u64) -> String {
+    format!("{} batch{}", count(number), if number == 1 { "" } else { "es" })
+}
+
 /// Microseconds in the unit that leaves one to three digits before the point: `0.42 µs`, `12.5 ms`.
 pub(crate) fn micros(us: f64) -> String {
     let (number, unit) = match us {

@@ -224,12 +224,18 @@ fn layouts(point: &CrashPoint, random: &mut Random) -> Vec<Vec<(usize, Fate)>> {
 fn torn(change: &Change, random: &mut Random) -> Vec<Vec<Fate>> {
     let Step::Write { data, .. } = &change.step else { return Vec::new() };
     let len = data.len();
+    if len == 0 {
+        return Vec::new();
+    }
     let mut torn = vec![
         vec![Fate::Zeros],
         vec![Fate::Garbage(random.next_u64())],
         vec![Fate::Sectors(random.next_u64())],
         vec![Fate::Sectors(!1)],
         vec![Fate::Zeros, Fate::Sectors(random.next_u64())],
+        vec![Fate::Bytes(random.next_u64())],
+        vec![Fate::Without(random.below(len as u64) as usize)],
+        vec![Fate::Without(len - 1)],
     ];
     // At one byte and another, and at the borders of what the engine writes.
     let random_len = random.below(len as u64 + 1) as usize;

@@ -28,6 +28,10 @@ pub enum Fate {
     /// Of a write, those of the 512-byte sectors it touches whose bit is set: bit i for the ith,
     /// and again for the one 64 further on.
     Sectors(u64),
+    /// Of a write, each byte or not, drawn from this seed: as of a mapped page, of which nobody promises more.
+    Bytes(u64),
+    /// Of a write, all but the byte at this place.
+    Without(usize),
     /// Of a write, only the length it gave the file; the new bytes are zeros.
     Zeros,
     /// Of a write, only the length it gave the file; the new bytes are what another file left there,
@@ -268,6 +272,22 @@ fn lay_on(bytes: &mut Arc<Vec<u8>>, step: &Step, fate: Fate) {
                 }
                 at = end;
                 sector += 1;
+            }
+        }
+        Fate::Bytes(seed) => {
+            bytes.resize(old_len.max(start + data.len()), 0);
+            let mut random = Random::new(seed);
+            for (to, from) in bytes[start..].iter_mut().zip(&**data) {
+                if random.one_in(2) {
+                    *to = *from;
+                }
+            }
+        }
+        Fate::Without(at) => {
+            let before = bytes.get(start + at).copied().unwrap_or_default();
+            put(bytes, start, data);
+            if at < data.len() {
+                bytes[start + at] = before;
             }
         }
         Fate::Zeros => bytes.resize(old_len.max(start + data.len()), 0),
