@@ -117,8 +117,9 @@ impl Database {
             let parts = (&tree, &own_log, &line);
             let own = Arc::new(Saver::new(parts, builder.saves, snapshots, last_save));
             if builder.keeps_log_by_itself {
-                keeper = Some(Keeper::start(&tree, &own_log));
-                save_thread = Some(SaveThread::start(&own));
+                save_thread = SaveThread::start(&own);
+                let wake = save_thread.as_ref().map(|thread| thread.wake.clone());
+                keeper = Some(Keeper::start(&tree, &own_log, wake));
             }
             (saver, log) = (Some(own), Some(own_log));
         }

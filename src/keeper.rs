@@ -55,7 +55,8 @@ impl Watch {
 }
 
 impl Keeper {
-    pub(crate) fn start(tree: &Arc<Tree>, log: &Arc<Log>) -> Self {
+    /// `save` is told when something was written: a save may be due some time.
+    pub(crate) fn start(tree: &Arc<Tree>, log: &Arc<Log>, save: Option<Sender<()>>) -> Self {
         let (wake, woken) = bounded(1);
         let (stop, stopped) = bounded::<()>(0);
         let watch = Arc::new(Watch {
@@ -72,7 +73,7 @@ impl Keeper {
         let making = (Arc::clone(tree), Arc::clone(log), stopped);
         let keep = move || {
             let (tree, log, watch, stopped) = keeping;
-            watch.keep(&tree, &log, &woken, &stopped);
+            watch.keep(&tree, &log, save.as_ref(), &woken, &stopped);
         };
         let make = move || {
             let (tree, log, stopped) = making;
@@ -116,13 +117,25 @@ impl Keeper {
 }
 
 impl Watch {
-    fn keep(&self, tree: &Tree, log: &Log, woken: &Receiver<()>, stopped: &Receiver<()>) {
+    fn keep(
+        &self,
+        tree: &Tree,
+        log: &Log,
+        save: Option<&Sender<()>>,
+        woken: &Receiver<()>,
+        stopped: &Receiver<()>,
+    ) {
         let commit = &tree.commit;
+        let tell = || {
+            // Full: it was told.
+            let _ = save.map(|save| save.try_send(()));
+        };
         loop {
             select! {
                 recv(woken) -> _ => {}
                 recv(stopped) -> _ => return,
             }
+            tell();
             let mut last = log.written();
             loop {
                 select! {
@@ -141,6 +154,9 @@ impl Watch {
                     true => log.sync(commit, seq),
                     false => log.write_out(commit, seq),
                 };
+                if seq != last {
+                    tell();
+                }
                 let is_idle = seq == last && self.due.load(Ordering::Relaxed) == NEVER;
                 last = seq;
                 if !is_idle {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use crate::commit::{Cut, Holder};
 use crate::format::snapshot::Span;
@@ -253,10 +253,15 @@ impl Saver {
         Ok(())
     }
 
+    /// Batches since the last save.
+    fn changes(&self) -> u64 {
+        self.tree.commit.position().seq.0.saturating_sub(self.saved().0)
+    }
+
     /// Whether the policy asks for a save now.
     fn is_due(&self) -> bool {
         let last = self.state.lock().last;
-        let changes = self.tree.commit.position().seq.0.saturating_sub(last.seq.0);
+        let changes = self.changes();
         if changes == 0 {
             return false;
         }
@@ -306,9 +311,11 @@ fn needless(snapshots: &[(u64, Option<Seq>)], keep: usize) -> Option<usize> {
     damaged.or((snapshots.len() > keep.max(1)).then_some(0))
 }
 
-/// The thread that saves by the policy. Ends it when dropped.
+/// The thread that saves by the policy; it sleeps while nobody writes. Ends it when dropped.
 pub(crate) struct SaveThread {
     saver: Arc<Saver>,
+    /// To be told when something was written.
+    pub(crate) wake: Sender<()>,
     /// Dropped to end the thread.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -321,20 +328,33 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
 impl SaveThread {
-    pub(crate) fn start(saver: &Arc<Saver>) -> Self {
+    /// `None` if the policy never asks for a save.
+    pub(crate) fn start(saver: &Arc<Saver>) -> Option<Self> {
+        if saver.policy.after.is_empty() && saver.policy.log_bytes.is_none() {
+            return None;
+        }
         let (stop, stopped) = bounded::<()>(0);
+        let (wake, woken) = bounded(1);
         let (saver, saving) = (Arc::clone(saver), Arc::clone(saver));
         let thread = thread::Builder::new().name("stillframe-saver".into());
-        let thread = thread.spawn(move || saving.run(&stopped));
-        Self { saver, stop: Some(stop), thread: Some(thread.expect("the system starts a thread")) }
+        let thread = thread.spawn(move || saving.run(&woken, &stopped));
+        let thread = Some(thread.expect("the system starts a thread"));
+        Some(Self { saver, wake, stop: Some(stop), thread })
     }
 }
 
 impl Saver {
-    fn run(&self, stopped: &Receiver<()>) {
+    fn run(&self, woken: &Receiver<()>, stopped: &Receiver<()>) {
         let mut retry = FIRST_RETRY;
         let mut wait = LOOK_EVERY;
         loop {
+            // What was replayed when it was opened may be due as well.
+            if self.changes() == 0 {
+                select! {
+                    recv(woken) -> _ => {}
+                    recv(stopped) -> _ => return,
+                }
+            }
             match stopped.recv_timeout(wait) {
                 Err(RecvTimeoutError::Timeout) => {}
                 _ => return,
