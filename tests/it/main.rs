@@ -5,6 +5,7 @@ mod backup;
 mod faults;
 mod forge;
 mod golden;
+mod keeper;
 mod lifetimes;
 mod log;
 mod memory;
@@ -13,6 +14,7 @@ mod python_reader;
 mod regressions;
 mod salvage;
 mod saves;
+mod saves_by_itself;
 #[cfg(shuttle)]
 mod shuttle;
 mod stamps;
