@@ -2,7 +2,9 @@
 //!
 //! [`Decoder`] knows where it stands and what it reads, so every refusal names a place and a field.
 
+use super::MAX_SEQ;
 use crate::error::Fault;
+use crate::position::Seq;
 
 /// What is wrong, and where: bytes from the start of the structure that was being decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +74,16 @@ impl<'a> Decoder<'a> {
 
     pub(crate) fn u64(&mut self, field: &'static str) -> Decoded<u64> {
         self.array(field).map(u64::from_le_bytes)
+    }
+
+    /// A Seq, which is never so high that none could follow.
+    pub(crate) fn seq(&mut self, field: &'static str) -> Decoded<Seq> {
+        let at = self.at;
+        let got = self.u64(field)?;
+        if got > MAX_SEQ {
+            return Err(Damage::new(at, Fault::Range { field, got, min: 0, max: MAX_SEQ }));
+        }
+        Ok(Seq(got))
     }
 
     /// A `u32` that must lie in `min..=max`.
@@ -187,7 +199,7 @@ pub(crate) fn crc(parts: &[&[u8]]) -> u32 {
 
 /// Whether what is only there to find damage passes whatever it is: so in fuzzing builds, in order that the fuzzer
 /// reaches what lies behind; `--cfg stillframe_checksums` makes those as strict as all others.
-const LENIENT: bool = cfg!(all(fuzzing, not(stillframe_checksums)));
+pub(crate) const LENIENT: bool = cfg!(all(fuzzing, not(stillframe_checksums)));
 
 /// The checksum `got` must equal the stored `expected`.
 pub(crate) fn check_crc(at: usize, field: &'static str, got: u32, expected: u32) -> Decoded<()> {
@@ -197,7 +209,7 @@ pub(crate) fn check_crc(at: usize, field: &'static str, got: u32, expected: u32)
     Err(Damage::new(at, Fault::Checksum { field, got, expected }))
 }
 
-/// The fingerprint `got` must equal the stored `expected`.
+/// The fingerprint, or chain, `got` must equal the stored `expected`.
 pub(crate) fn check_fingerprint(
     at: usize,
     field: &'static str,

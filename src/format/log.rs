@@ -107,8 +107,13 @@ impl Beginning {
     fn decode_begun(bytes: &[u8]) -> Decoded<Self> {
         let mut d = Decoder::new(bytes);
         let history = HistoryId(d.array("history")?);
-        let (seq, time_ms) = (Seq(d.u64("seq")?), d.u64("time")?);
-        let (previous, end) = (d.u64("predecessor")?, d.u64("end of the predecessor")?);
+        let (seq, time_ms) = (d.seq("seq")?, d.u64("time")?);
+        let previous = d.u64("predecessor")?;
+        let at = d.at();
+        let end = d.u64("end of the predecessor")?;
+        if previous == 0 {
+            equal(at, "end of no predecessor", end, 0)?;
+        }
         let durable = Seq(d.u64("durable seq")?);
         let chain = d.u32("chain")?;
         check_seal(&mut d, bytes, BEGINNING_CRC_AT, "beginning of a segment")?;
@@ -316,6 +321,7 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::MAX_SEQ;
     use crate::format::record::RecordKind;
 
     fn beginning() -> Beginning {
@@ -353,6 +359,23 @@ mod tests {
             check(&beginning.encode(), |bytes| Beginning::decode(bytes) == Ok(Some(beginning)));
         }
         assert_eq!(Beginning::decode(&[0; BEGINNING_LEN]), Ok(None));
+    }
+
+    #[test]
+    fn a_beginning_says_one_thing_in_one_way_and_leaves_a_next_seq() {
+        let first = Beginning { previous: None, ..beginning() };
+        let last = MAX_SEQ.to_le_bytes();
+        let beyond = (MAX_SEQ + 1).to_le_bytes();
+        // Where the predecessor ends, though there is none; and the Seq.
+        for (at, field, is_taken) in
+            [(40, [0; 8], true), (40, [9; 8], false), (16, last, true), (16, beyond, false)]
+        {
+            let mut bytes = first.encode();
+            bytes[at..at + 8].copy_from_slice(&field);
+            let sum = crc(&[&bytes[..BEGINNING_CRC_AT]]);
+            bytes[BEGINNING_CRC_AT..].copy_from_slice(&sum.to_le_bytes());
+            assert_eq!(Beginning::decode(&bytes).is_ok(), is_taken, "{field:?} at {at}");
+        }
     }
 
     #[test]

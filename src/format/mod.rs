@@ -21,6 +21,8 @@ pub(crate) mod snapshot;
 /// The format version that this release writes, and the newest it reads.
 pub(crate) const VERSION: u32 = 1;
 
+/// The highest Seq that a file may name: there is always a next one.
+pub(crate) const MAX_SEQ: u64 = (1 << 63) - 1;
 /// Length of the keyspace id that every internal key starts with.
 pub(crate) const KEYSPACE_ID_LEN: usize = 4;
 /// The longest internal key or fence.

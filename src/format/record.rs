@@ -4,7 +4,9 @@
 //! encoded and summed before the batch has its place; the header is made when it gets it. The *chain* is a
 //! number over all records of the line so far: two records that do not belong behind one another don't fit.
 
-use super::codec::{Damage, Decoded, Decoder, check_crc, crc, equal, put_varint};
+use super::codec::{
+    Damage, Decoded, Decoder, check_crc, check_fingerprint, crc, equal, put_varint,
+};
 use super::{KEYSPACE_ID_LEN, MAX_INTERNAL_KEY_LEN, MAX_VALUE_LEN};
 use crate::error::Fault;
 use crate::planted::{Bug, planted};
@@ -97,7 +99,7 @@ impl RecordHeader {
         let mut d = Decoder::new(bytes);
         let body_len = d.u32_in("body length", 1, MAX_BODY_LEN)?;
         let body_crc = d.u32("body checksum")?;
-        let seq = Seq(d.u64("seq")?);
+        let seq = d.seq("seq")?;
         let time_ms = d.u64("time")?;
         let at = d.at();
         let kind = match d.u8("kind of record")? {
@@ -125,7 +127,8 @@ impl RecordHeader {
         if planted(Bug::ChainUnchecked) {
             return Ok(());
         }
-        equal(CHAIN_AT, "chain of a record", self.chain.into(), self.chain_after(previous).into())
+        let chain = self.chain_after(previous);
+        check_fingerprint(CHAIN_AT, "chain of a record", self.chain.into(), chain.into())
     }
 }
 

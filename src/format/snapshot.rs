@@ -252,7 +252,7 @@ fn put_cut(out: &mut Vec<u8>, file_id: FileId, position: Position, time_ms: u64)
 fn take_cut(d: &mut Decoder<'_>) -> Decoded<(FileId, Position, u64)> {
     let file_id = d.array("file id")?;
     let history = HistoryId(d.array("history")?);
-    let seq = Seq(d.u64("cut seq")?);
+    let seq = d.seq("cut seq")?;
     Ok((file_id, Position { history, seq }, d.u64("cut time")?))
 }
 
