@@ -58,6 +58,7 @@ pub mod simulation {
     pub use crate::clock::{Clock, Random, SimClock};
     pub use crate::format::probe::decode_block;
     pub use crate::snapshot::{LeafPass, PassedEntry};
+    pub use crate::storage::probe::walk_segment;
     pub use crate::storage::sim::{
         Call, CallKind, Change, CrashPoint, DirId, DiskFault, Effect, Fate, FileId, Node, SimDisk,
         Step,

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use stillframe::simulation::{Disk, SimClock, SimDisk, decode_block};
+use stillframe::simulation::{Disk, SimClock, SimDisk, decode_block, walk_segment};
 use stillframe::{Builder, Database, Keyspace, SaveOptions, Snapshot, SnapshotFile};
+
+mod directory;
+
+pub use directory::directory;
 
 /// By keyspace: key and value of what is shown.
 type Content = Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>;
@@ -14,11 +18,7 @@ const PATH: &str = "/file";
 /// Reads `bytes` as a snapshot file in every way. Whatever they are: no panic, and who takes the whole of it sees the same.
 pub fn snapshot(bytes: &[u8]) {
     let disk = SimDisk::new();
-    let file = disk.create_new(Path::new(PATH)).expect("an empty disk");
-    let mut written = 0;
-    while written < bytes.len() {
-        written += file.write_at(&bytes[written..], written as u64).expect("room");
-    }
+    put(&disk, Path::new(PATH), bytes);
     let opened = SnapshotFile::open_on_disk(&disk, PATH);
     let time_ms = opened.as_ref().map_or(0, |file| file.info().time_ms);
     let builder = Database::builder().clock(SimClock::new(time_ms)).disk(disk).manual_reclaim();
@@ -39,6 +39,15 @@ pub fn snapshot(bytes: &[u8]) {
         let snapshot = db.snapshot().expect("a still");
         assert_eq!(snapshot.position(), file.info().position);
         assert!(of_snapshot(&snapshot) == in_place, "loaded and in place show the same");
+    }
+}
+
+/// Makes a file of `bytes`, if there is none of that name.
+fn put(disk: &SimDisk, path: &Path, bytes: &[u8]) {
+    let Ok(file) = disk.create_new(path) else { return };
+    let mut written = 0;
+    while written < bytes.len() {
+        written += file.write_at(&bytes[written..], written as u64).expect("room");
     }
 }
 
@@ -85,6 +94,12 @@ pub fn block(bytes: &[u8]) {
         // Refused or not: only a panic is a finding.
         let _ = decode_block(file_id, block);
     }
+}
+
+/// Reads `bytes` as one segment of a log, from its label to its last frame.
+pub fn log(bytes: &[u8]) {
+    // Refused or not: only a panic is a finding.
+    let _ = walk_segment(bytes);
 }
 
 /// Does what `bytes` say to a database and to a map, with stills held over it, saving and loading now and then.

@@ -28,6 +28,8 @@ pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod log_reader;
 pub(crate) mod map;
+#[cfg(feature = "simulation")]
+pub(crate) mod probe;
 pub(crate) mod reader;
 pub(crate) mod recovery;
 pub(crate) mod salvage;

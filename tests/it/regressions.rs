@@ -15,9 +15,14 @@ use crate::saves::Dir;
 fn inputs_that_once_failed_pass() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/regressions");
     let mut count = 0;
-    for (target, run) in
-        [("snapshot", fuzz::snapshot as fn(&[u8])), ("block", fuzz::block), ("model", fuzz::model)]
-    {
+    let targets = [
+        ("snapshot", fuzz::snapshot as fn(&[u8])),
+        ("block", fuzz::block),
+        ("log", fuzz::log),
+        ("directory", fuzz::directory),
+        ("model", fuzz::model),
+    ];
+    for (target, run) in targets {
         let Ok(inputs) = std::fs::read_dir(dir.join(target)) else { continue };
         for input in inputs {
             let path = input.unwrap().path();
@@ -44,6 +49,13 @@ fn targets_take_whole_files_and_operations() {
         let mut operations = vec![0; len];
         random.fill(&mut operations);
         fuzz::model(&operations);
+    }
+    for seed in 0..300 {
+        let mut run = vec![0; 30 + seed as usize];
+        stillframe::simulation::Random::new(seed).fill(&mut run);
+        // Operations, and damage or a power cut.
+        run[0] = 1;
+        fuzz::directory(&run);
     }
 }
 

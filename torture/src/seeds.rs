@@ -1,11 +1,11 @@
-//! `torture seeds`: what fuzzing begins with: whole files and single blocks, small ones.
+//! `torture seeds`: what fuzzing begins with: whole files and directories, single blocks and segments, small ones.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use stillframe::simulation::{Random, SimClock};
-use stillframe::{Compression, Database, SaveOptions, WriteOptions};
+use stillframe::simulation::{Random, SimClock, SimDisk};
+use stillframe::{Compression, Database, Durability, SaveOptions, WriteOptions};
 
 use crate::canonical::blocks;
 
@@ -16,7 +16,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut count = 0;
+    let (mut count, mut segments) = (0, 0);
     for seed in 0..24 {
         let file = small(seed)?;
         write(&options.dir.join("snapshot"), &format!("file-{seed}"), &file)?;
@@ -29,8 +29,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut operations = vec![0; 40 << (seed % 6)];
         Random::new(seed).fill(&mut operations);
         write(&options.dir.join("model"), &format!("operations-{seed}"), &operations)?;
+        let files = directory(seed)?;
+        for (i, segment) in files.iter().filter(|file| file.kind == SEGMENT).enumerate() {
+            write(&options.dir.join("log"), &format!("segment-{seed}-{i}"), &segment.bytes)?;
+            segments += 1;
+        }
+        let to = options.dir.join("directory");
+        write(&to, &format!("files-{seed}"), &as_input(&files))?;
+        // One that is odd: operations, and what damages their directory.
+        operations[0] = 1;
+        write(&to, &format!("operations-{seed}"), &operations)?;
     }
-    println!("24 files, {count} blocks, 24 runs of operations");
+    println!(
+        "24 files, {count} blocks, 24 directories, {segments} segments, 24 runs of operations"
+    );
     Ok(())
 }
 
@@ -65,4 +77,87 @@ fn small(seed: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     db.snapshot()?.write_to(&mut bytes, &options)?;
     Ok(bytes)
+}
+
+/// Kinds of names in the inputs of the target `directory`.
+const SEGMENT: u8 = 0;
+const SNAPSHOT: u8 = 1;
+const IDENTITY: u8 = 2;
+
+struct File {
+    kind: u8,
+    ordinal: u8,
+    len: u16,
+    /// Without the zeros it ends with.
+    bytes: Vec<u8>,
+}
+
+/// A directory with some segments and snapshots, in half of the cases as a process that was killed leaves it.
+fn directory(seed: u64) -> Result<Vec<File>> {
+    let mut random = Random::new(seed);
+    let disk = SimDisk::new();
+    let builder = Database::builder().disk(disk.clone()).manual_log().segment_bytes(4 << 10);
+    let builder = builder.keep_snapshots(1 + seed as usize % 3).durability(Durability::Os);
+    for _ in 0..1 + seed % 3 {
+        let db = builder.clone().open("/db")?;
+        let space = db.keyspace("a")?;
+        for n in 0..random.below(60) {
+            let key = [random.below(30) as u8];
+            match random.below(12) {
+                0 => drop(space.delete_range(key..[30])?),
+                1 => drop(space.remove(key)?),
+                2 => {
+                    let mut batch = db.batch();
+                    batch.durability(Durability::Sync);
+                    batch.insert(&space, key, "batch");
+                    batch.insert(&db.keyspace("b")?, key, "other");
+                    batch.commit()?;
+                }
+                3 => space.insert_with(key, "late", WriteOptions::new().expire_at(1 << 60))?,
+                4 if n % 4 == 0 => db.compact_log(SaveOptions::default()).map(drop)?,
+                5 => space.insert(key, vec![n as u8; 1_500])?,
+                _ => space.insert(key, n.to_string().repeat(9))?,
+            }
+        }
+        if seed.is_multiple_of(2) {
+            db.close()?;
+        } else {
+            // As it is found while somebody has it open.
+            return files(&disk);
+        }
+    }
+    files(&disk)
+}
+
+fn files(disk: &SimDisk) -> Result<Vec<File>> {
+    let mut files = Vec::new();
+    for path in disk.files() {
+        let name = path.file_name().and_then(|name| name.to_str()).context("a name")?;
+        let kind = match path.extension().and_then(|end| end.to_str()) {
+            Some("log") => SEGMENT,
+            Some("snap") => SNAPSHOT,
+            _ if name == "identity" => IDENTITY,
+            _ => continue,
+        };
+        let ordinal = name.split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+        let mut bytes = disk.contents(&path)?;
+        let len = u16::try_from(bytes.len()).context("a small file")?;
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        bytes.truncate(end);
+        files.push(File { kind, ordinal, len, bytes });
+    }
+    Ok(files)
+}
+
+/// The files as fuzz/src/directory.rs reads them.
+fn as_input(files: &[File]) -> Vec<u8> {
+    let mut input = vec![0];
+    for File { kind, ordinal, len, bytes } in files {
+        input.extend([*kind, *ordinal]);
+        input.extend(len.to_le_bytes());
+        // As many at the most as it is long.
+        input.extend((bytes.len() as u16).to_le_bytes());
+        input.extend(bytes);
+    }
+    input
 }
