@@ -254,9 +254,27 @@ fn damage_file(disk: &SimDisk, kind: u8, input: &mut Input<'_>) {
     }
 }
 
+/// What can be salvaged, which is a whole database then.
+fn salvage(disk: &SimDisk) -> Option<State> {
+    let disk = disk.fork();
+    let db = match builder(&disk).recovery(RecoveryMode::Salvage).open(DIR) {
+        Ok(db) => db,
+        Err(Error::Corrupt { .. } | Error::Io { .. }) => return None,
+        Err(error) => panic!("salvage: {error}"),
+    };
+    db.check();
+    let found = state(&db);
+    drop(db);
+    let again = builder(&disk).recovery(RecoveryMode::Strict).open(DIR);
+    let again = again.unwrap_or_else(|error| panic!("what was salvaged is whole: {error}"));
+    assert!(state(&again) == found, "what was salvaged is found again");
+    Some(found)
+}
+
 fn check(disk: &SimDisk, states: Option<&[State]>) {
     let opened = |disk: &SimDisk, mode| builder(disk).recovery(mode).open(DIR);
     let strict = opened(&disk.fork(), RecoveryMode::Strict);
+    let salvaged = salvage(disk);
     let recovered = disk.fork();
     let db = match opened(&recovered, RecoveryMode::TolerateTail) {
         Ok(db) => db,
@@ -274,6 +292,7 @@ fn check(disk: &SimDisk, states: Option<&[State]>) {
     if let Some(states) = states {
         assert!(LENIENT || states.contains(&found), "nothing is invented: {}", found.0);
     }
+    assert!(salvaged == Some(found.clone()), "what opens as it is needs no salvage");
     drop(db);
     for mode in MODES {
         match opened(&recovered.fork(), mode) {
