@@ -191,7 +191,13 @@ fn files_are_in_order() {
 #[test]
 fn dependencies_say_why() {
     let mut wrong = Vec::new();
-    for manifest in ["Cargo.toml", "cli/Cargo.toml", "torture/Cargo.toml", "fuzz/Cargo.toml"] {
+    for manifest in [
+        "Cargo.toml",
+        "cli/Cargo.toml",
+        "torture/Cargo.toml",
+        "fuzz/Cargo.toml",
+        "benches/peers/Cargo.toml",
+    ] {
         let Ok(text) = fs::read_to_string(root().join(manifest)) else { continue };
         wrong.extend(dependency_faults(manifest, &text));
     }
