@@ -12,13 +12,13 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::DiskFile;
 use super::directory::Directory;
+use super::group::{Group, lock};
 use super::segment::{Found, OVERHEAD, Segment, Spare, Way};
 use crate::commit::{Commit, Drained, Room};
 use crate::error::{Error, LogFailure, Result};
@@ -52,27 +52,11 @@ pub(crate) struct Log {
     writer: Mutex<Writer>,
     /// Release when set, acquire when read: who sees a Seq here finds its record in the file.
     written: AtomicU64,
-    /// As `written`, of what was synced.
-    durable: AtomicU64,
-    syncing: Mutex<Syncing>,
-    synced: Condvar,
-    /// Told when as many wait as are expected.
-    arrived: Condvar,
+    /// What was synced, and who waits for more.
+    group: Group,
     /// Asks for a segment to be made ahead.
     want_spare: Sender<()>,
     pub(crate) spare_wanted: Receiver<()>,
-}
-
-#[derive(Debug, Default)]
-struct Syncing {
-    /// Somebody syncs, or is about to; who waits looks again when he is done.
-    running: bool,
-    /// How many came to wait since the last sync began.
-    arrived: usize,
-    /// How many there are to expect: all who took part in the last sync or came while it ran.
-    expected: usize,
-    /// How long that took.
-    took: Duration,
 }
 
 /// Where the log stands.
@@ -122,11 +106,6 @@ pub(crate) struct Start {
     pub(crate) next_ordinal: u64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic with one of these held is our bug and ends in a log that failed; what they protect is whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Log {
     /// A log that goes on from `start`, in `spare` if there is one.
     pub(crate) fn new(
@@ -157,10 +136,7 @@ impl Log {
                 finished: false,
             }),
             written: AtomicU64::new(seq),
-            durable: AtomicU64::new(seq),
-            syncing: Mutex::default(),
-            synced: Condvar::new(),
-            arrived: Condvar::new(),
+            group: Group::new(start.base.position.seq),
             want_spare,
             spare_wanted,
         }
@@ -184,7 +160,7 @@ impl Log {
 
     /// The last Seq that is on the disk.
     pub(crate) fn durable(&self) -> Seq {
-        Seq(self.durable.load(Ordering::Acquire))
+        self.group.durable()
     }
 
     /// Why the log takes no more, if it doesn't.
@@ -246,9 +222,6 @@ impl Log {
             writer.failure.get_or_insert_with(|| failure.clone());
             commit.fail_log(failure);
         }
-        // Under its lock: nobody who has just seen no failure may begin to wait.
-        let _syncing = lock(&self.syncing);
-        self.synced.notify_all();
     }
 
     /// Waits until the record of `seq` is on the disk. One sync serves all who wait for it.
@@ -260,41 +233,12 @@ impl Log {
         if planted(Bug::AckBeforeSync) {
             return self.write_out(commit, seq);
         }
-        if self.durable() >= seq {
-            return Ok(());
-        }
-        let mut syncing = lock(&self.syncing);
-        syncing.arrived += 1;
-        if syncing.arrived >= syncing.expected {
-            self.arrived.notify_one();
-        }
-        loop {
-            if self.durable() >= seq {
-                return Ok(());
-            }
-            if syncing.running {
-                // Its end tells all; who was not in it begins the next.
-                syncing = self.synced.wait(syncing).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            syncing.running = true;
-            // Those who were in the last sync are just being told and mostly come again at once: without a moment's
-            // patience they would miss this one, and each sync would serve half of them.
-            let patience = syncing.took / 4;
-            let is_short = |syncing: &mut Syncing| syncing.arrived < syncing.expected;
-            let waited = self.arrived.wait_timeout_while(syncing, patience, is_short);
-            (syncing, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            let group = std::mem::take(&mut syncing.arrived);
-            drop(syncing);
-            let began = Instant::now();
+        while let Some(lead) = self.group.join(seq) {
             let done = self.sync_all(commit);
-            syncing = lock(&self.syncing);
-            syncing.running = false;
-            syncing.expected = group + syncing.arrived;
-            syncing.took = began.elapsed();
-            self.synced.notify_all();
+            drop(lead);
             done?;
         }
+        Ok(())
     }
 
     /// Writes out the tail and syncs all that was written.
@@ -354,7 +298,7 @@ impl Log {
         if let Some(failure) = &lock(&self.writer).failure {
             return Err(failure.clone());
         }
-        self.durable.fetch_max(seq.0, Ordering::AcqRel);
+        self.group.made_durable(seq);
         Ok(())
     }
 
@@ -436,9 +380,9 @@ impl Log {
         writer.base = drained.base;
         writer.previous = None;
         writer.unmarked = 0;
-        let seq = drained.base.position.seq.0;
-        self.written.store(seq, Ordering::Release);
-        self.durable.store(seq, Ordering::Release);
+        let seq = drained.base.position.seq;
+        self.written.store(seq.0, Ordering::Release);
+        self.group.restart(seq);
         writer.failure = None;
         commit.restart_log();
         drop(writer);

@@ -24,6 +24,7 @@ pub(crate) mod directory;
 #[cfg(test)]
 mod example_tests;
 pub(crate) mod file_keyspace;
+pub(crate) mod group;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod log_reader;
