@@ -47,6 +47,9 @@ struct Arguments {
     /// One table instead of both
     #[arg(long)]
     only: Option<Table>,
+    /// Only these beside stillframe, by the beginnings of their names
+    #[arg(long, value_delimiter = ',')]
+    with: Vec<String>,
     /// Seconds of each turn
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
@@ -151,7 +154,12 @@ fn measured(
     let mut lines: Vec<Line> = Vec::new();
     for &threads in &arguments.threads {
         let of = |contender| Line { contender, threads, rates: Samples::default() };
-        let takes_part = |at: &usize| threads == 1 || contenders[*at].kind != Kind::Bare;
+        let takes_part = |at: &usize| {
+            let Contender { name, kind, .. } = contenders[*at];
+            let is_wanted = arguments.with.is_empty()
+                || arguments.with.iter().any(|wanted| name.starts_with(wanted.as_str()));
+            (is_wanted || kind == Kind::Ours) && (threads == 1 || kind != Kind::Bare)
+        };
         lines.extend((0..contenders.len()).filter(takes_part).map(of));
     }
     for round in 0..=arguments.runs {
