@@ -1,8 +1,8 @@
 //! The log as it is written: the tail brought to its segment, synced for all who wait at once, segments made ahead.
 //!
-//! Three locks, none held while another of them is waited for but in this order: `making` (one segment is made at
-//! a time), `writer` (who holds it brings the tail to the file, for all: flat combining), and the commit lock. A
-//! sync holds none of them. What was written is told by Seq: [`written`](Log::written) has left the process,
+//! Four locks, none held while another of them is waited for but in this order: `making` (one segment is made at
+//! a time) or `syncing` (one syncs at a time), `writer` (who holds it brings the tail to the file, for all: flat combining), and
+//! the commit lock. A sync holds none of them but `syncing`, which nobody else waits for. What was written is told by Seq: [`written`](Log::written) has left the process,
 //! [`durable`](Log::durable) has reached the disk.
 //!
 //! **Any failed write or sync ends the log** until [`Log::restart`]: nobody knows which bytes the disk has
@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -49,6 +49,8 @@ pub(crate) struct Log {
     /// The next number for a file.
     next_ordinal: AtomicU64,
     making: Mutex<()>,
+    /// Held by who syncs: of two who sync one file at once the system tells one alone that bytes were lost.
+    syncing: Mutex<()>,
     writer: Mutex<Writer>,
     /// Release when set, acquire when read: who sees a Seq here finds its record in the file.
     written: AtomicU64,
@@ -121,6 +123,7 @@ impl Log {
             segment_bytes: segment_bytes.clamp(OVERHEAD + MARKS, MAX_SEGMENT_LEN),
             next_ordinal: AtomicU64::new(start.next_ordinal),
             making: Mutex::new(()),
+            syncing: Mutex::new(()),
             writer: Mutex::new(Writer {
                 current: None,
                 spare,
@@ -243,6 +246,7 @@ impl Log {
 
     /// Writes out the tail and syncs all that was written.
     fn sync_all(&self, commit: &Commit) -> Outcome<()> {
+        let alone = lock(&self.syncing);
         let (target, current) = {
             let mut writer = lock(&self.writer);
             self.write_tail(&mut writer, commit, Way::Call, false)?;
@@ -253,7 +257,7 @@ impl Log {
         };
         // Whatever was left before must be on the disk before what follows counts.
         if !planted(Bug::LeftUnsynced) {
-            self.sync_left(commit)?;
+            self.sync_left_alone(commit, &alone)?;
         }
         if let Some((path, file)) = current {
             self.sync_file(commit, &path, &*file)?;
@@ -263,6 +267,10 @@ impl Log {
 
     /// Syncs the segments that were left.
     pub(crate) fn sync_left(&self, commit: &Commit) -> Outcome<()> {
+        self.sync_left_alone(commit, &lock(&self.syncing))
+    }
+
+    fn sync_left_alone(&self, commit: &Commit, _alone: &MutexGuard<'_, ()>) -> Outcome<()> {
         let file_of = |(left, last): &(Segment, Seq)| {
             (left.label.ordinal, Arc::clone(&left.path), Arc::clone(&left.file), *last)
         };
@@ -271,7 +279,7 @@ impl Log {
             self.sync_file(commit, &path, &*file)?;
             self.made_durable(last)?;
             let mut writer = lock(&self.writer);
-            // Somebody else may have synced it as well.
+            // A log that began anew meanwhile has forgotten it.
             let at = writer.unsynced.iter().position(|(left, _)| left.label.ordinal == ordinal);
             let synced = at.map(|at| writer.unsynced.remove(at));
             drop(writer);
