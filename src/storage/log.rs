@@ -1,8 +1,9 @@
 //! The log as it is written: the tail brought to its segment, synced for all who wait at once, segments made ahead.
 //!
 //! Four locks, none held while another of them is waited for but in this order: `making` (one segment is made at
-//! a time) or `syncing` (one syncs at a time), `writer` (who holds it brings the tail to the file, for all: flat combining), and
-//! the commit lock. A sync holds none of them but `syncing`, which nobody else waits for. What was written is told by Seq: [`written`](Log::written) has left the process,
+//! a time), `syncing` (one syncs at a time), `writer` (who holds it brings the tail to the file, for all: flat
+//! combining), and the commit lock. A sync holds `syncing`, and at close `making`, which nobody who writes waits for
+//! unless there is no room. What was written is told by Seq: [`written`](Log::written) has left the process,
 //! [`durable`](Log::durable) has reached the disk.
 //!
 //! **Any failed write or sync ends the log** until [`Log::restart`]: nobody knows which bytes the disk has
