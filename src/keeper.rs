@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
+use crate::planted::{Bug, planted};
 use crate::storage::log::Log;
 use crate::tree::Tree;
 
@@ -157,7 +158,9 @@ impl Watch {
                 if seq != last {
                     tell();
                 }
-                let is_idle = seq == last && self.due.load(Ordering::Relaxed) == NEVER;
+                let is_due =
+                    self.due.load(Ordering::Relaxed) != NEVER && !planted(Bug::IdleUnsynced);
+                let is_idle = seq == last && !is_due;
                 last = seq;
                 if !is_idle {
                     continue;

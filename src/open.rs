@@ -14,6 +14,7 @@ use crate::format::log::Base;
 use crate::format::snapshot::{Footer, Span};
 use crate::keys::{self, CATALOGUE_ID, PREFIX_LEN};
 use crate::options::Builder;
+use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::progress::{OpenPhase, OpenReport, Progress};
 use crate::replayer::Replayer;
@@ -227,6 +228,9 @@ impl Read {
             segments.iter().filter(is_blank).partition(|found| Some(&found.ordinal) == newest);
         let kept = kept.first().map(|found| Spare::reopen(&directory, found));
         let mut spare = kept.transpose()?;
+        if planted(Bug::RemovedBeforeMade) {
+            spent.iter().try_for_each(|found| directory.remove(&found.path))?;
+        }
         // A directory with a snapshot always has a segment: first another one, then those go that are of no use.
         if spare.is_none() && (useless.is_some() || !spent.is_empty()) {
             spare = Some(Spare::make(&directory, next_ordinal, FIRST_SEGMENT_BYTES)?);

@@ -123,6 +123,12 @@ pub(crate) enum Bug {
     BodyUnchecked,
     /// Files: bytes behind the footer are not looked for.
     TakesMore,
+    /// Files: how much is there is not compared with what the footer counts.
+    CountsUnchecked,
+    /// Saves: a snapshot gets its name before its bytes are synced.
+    SavedUnsynced,
+    /// Saves: the name of a snapshot is not synced.
+    SavedNameUnsynced,
     /// Log: the name of a new segment is not synced.
     NameUnsynced,
     /// Log: a segment gets its name before its bytes are synced.
@@ -135,6 +141,14 @@ pub(crate) enum Bug {
     FailedSyncIgnored,
     /// Log: after a failure the log is used again as if nothing had been.
     FailureForgotten,
+    /// Log: what has left the process counts as durable.
+    WrittenIsDurable,
+    /// Log: a sync goes to the segment that was in use before the tail was written.
+    WrongSegmentSynced,
+    /// Log: who keeps it goes to sleep with a sync still due.
+    IdleUnsynced,
+    /// Log: a write that took less than was asked counts for all of it.
+    ShortWriteTaken,
     /// Log: closing syncs nothing.
     CloseUnsynced,
     /// Log: the segments go before the snapshot is there that holds them.
@@ -143,10 +157,24 @@ pub(crate) enum Bug {
     PrunedTogether,
     /// Recovery: a torn end is cut one byte too late.
     CutTooLate,
+    /// Recovery: .. or too early.
+    CutTooEarly,
     /// Recovery: a torn end is not cut.
     NeverCut,
     /// Recovery: later segments go before the torn one is cut.
     RemovedBeforeCut,
+    /// Recovery: a segment that is of no use goes before another one is there.
+    RemovedBeforeMade,
+    /// Recovery: what was replayed counts as durable as it was found.
+    ReplayedUnsynced,
+    /// Recovery: a read that was interrupted is taken for the file's end.
+    InterruptedIsEnd,
+    /// Recovery: segments are taken in the order of their names as text.
+    SortedAsText,
+    /// Recovery: frames are taken without a look at their checksums.
+    FrameUnchecked,
+    /// Recovery: a frame's checksum is not that of its place: what an older file left there counts.
+    PlaceUnchecked,
     /// Recovery: what is behind a torn end is not searched for what was durable.
     DurableNotSought,
     /// Recovery: what is in doubt is synced and not written again.

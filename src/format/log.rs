@@ -8,6 +8,7 @@ use super::VERSION;
 use super::codec::{Damage, Decoded, Decoder, check_crc, crc, equal};
 use super::record::{RECORD_HEADER_LEN, RecordHeader};
 use crate::error::Fault;
+use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -262,7 +263,9 @@ impl Frame {
         };
         let covered = Decoder::new(bytes).bytes("frame", len)?;
         let covered = covered.get(4..).unwrap_or_default();
-        check_crc(0, "frame", checksum(covered, salt, offset), stored)?;
+        if !planted(Bug::FrameUnchecked) {
+            check_crc(0, "frame", checksum(covered, salt, offset), stored)?;
+        }
         d.zeros("reserved bytes of a frame", 3)?;
         let durable = Seq(d.u64("durable seq")?);
         let framed = match kind {
@@ -279,8 +282,9 @@ impl Frame {
 
 /// Over what a frame covers, the segment it is in and the place it is at.
 fn checksum(covered: &[u8], salt: u64, offset: u64) -> u32 {
+    let seed = if planted(Bug::PlaceUnchecked) { 0 } else { salt.wrapping_add(offset) };
     #[expect(clippy::cast_possible_truncation, reason = "the low half is the checksum")]
-    let sum = xxh3_64_with_seed(covered, salt.wrapping_add(offset)) as u32;
+    let sum = xxh3_64_with_seed(covered, seed) as u32;
     // What was never written is zero.
     sum.max(1)
 }

@@ -208,6 +208,9 @@ impl Log {
             return Err(failure);
         }
         self.written.store(last.0, Ordering::Release);
+        if planted(Bug::WrittenIsDurable) {
+            self.group.made_durable(last);
+        }
         commit.set_tail_limit(writer.limit(0));
         if spare_taken && writer.spare.is_none() {
             self.ask_for_spare();
@@ -250,10 +253,12 @@ impl Log {
         let alone = lock(&self.syncing);
         let (target, current) = {
             let mut writer = lock(&self.writer);
+            let file_of =
+                |segment: &Segment| (Arc::clone(&segment.path), Arc::clone(&segment.file));
+            let before = writer.current.as_ref().filter(|_| planted(Bug::WrongSegmentSynced));
+            let before = before.map(file_of);
             self.write_tail(&mut writer, commit, Way::Call, false)?;
-            let current = writer.current.as_ref();
-            let current =
-                current.map(|current| (Arc::clone(&current.path), Arc::clone(&current.file)));
+            let current = before.or_else(|| writer.current.as_ref().map(file_of));
             (writer.base.position.seq, current)
         };
         // Whatever was left before must be on the disk before what follows counts.

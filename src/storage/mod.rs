@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::clock;
+use crate::planted::{Bug, planted};
 use crate::sync::assert_no_latch;
 
 pub(crate) mod backup;
@@ -174,6 +175,7 @@ pub(crate) fn read_exact_at(
     while !buf.is_empty() {
         match file.read_at(buf, offset) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if planted(Bug::InterruptedIsEnd) && is_interrupted(&error) => return Ok(()),
             Ok(count) => {
                 buf = &mut buf[count..];
                 offset += count as u64;
@@ -194,6 +196,7 @@ pub(crate) fn write_all_at(file: &dyn DiskFile, mut buf: &[u8], mut offset: u64)
     while !buf.is_empty() {
         match file.write_at(buf, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) if planted(Bug::ShortWriteTaken) => return Ok(()),
             Ok(count) => {
                 buf = &buf[count..];
                 offset += count as u64;
@@ -207,10 +210,14 @@ pub(crate) fn write_all_at(file: &dyn DiskFile, mut buf: &[u8], mut offset: u64)
 
 fn retry_if_interrupted(error: io::Error, interrupts: &mut u32) -> io::Result<()> {
     *interrupts += 1;
-    if error.kind() != io::ErrorKind::Interrupted || *interrupts == MAX_INTERRUPTS {
+    if !is_interrupted(&error) || *interrupts == MAX_INTERRUPTS {
         return Err(error);
     }
     Ok(())
+}
+
+fn is_interrupted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted
 }
 
 /// A name for a file that will be renamed to `target` once it is whole: in the same directory, so that the

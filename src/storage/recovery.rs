@@ -558,6 +558,7 @@ fn cut(directory: &Directory, segments: &[Found], torn: &Torn) -> Result<Option<
         useless = Some(found.path.clone());
     } else if offset as u64 != found.len && !planted(Bug::NeverCut) {
         let offset = if planted(Bug::CutTooLate) { offset + 1 } else { offset };
+        let offset = if planted(Bug::CutTooEarly) { offset - 1 } else { offset };
         let told = |op, source| Error::io(op, &found.path, source);
         let file = directory.disk.open_write(&found.path).map_err(|s| told("open", s))?;
         file.set_len(offset as u64).map_err(|source| told("cut", source))?;
@@ -580,6 +581,9 @@ const PLACE_EVERY: usize = 64 << 10;
 /// system believe that it is on the disk: so it is written again, the same bytes to the same place, and then synced
 /// (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
 fn sync_replayed(directory: &Directory, recovered: &Recovered) -> Result<()> {
+    if planted(Bug::ReplayedUnsynced) {
+        return Ok(());
+    }
     let sure = recovered.places.iter().rposition(|(before, ..)| *before <= recovered.durable);
     let first = sure.map_or((0, 0), |at| (recovered.places[at].1, recovered.places[at].2));
     for closed in recovered.closed.iter().filter(|closed| closed.ordinal >= first.0) {
@@ -620,6 +624,9 @@ impl Listed {
         }
         listed.segments.sort_unstable();
         listed.snapshots.sort_unstable();
+        if planted(Bug::SortedAsText) {
+            listed.segments.sort_unstable_by_key(u64::to_string);
+        }
         Ok(listed)
     }
 

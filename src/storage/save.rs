@@ -19,6 +19,7 @@ use super::{Disk, DiskFile, STREAM, directory_of, temporary_path, write_all_at};
 use crate::clock::random_id;
 use crate::error::{Error, Result};
 use crate::format::snapshot::{Codec, FileId, Footer};
+use crate::planted::{Bug, planted};
 use crate::position::Position;
 
 /// How the blocks of a snapshot file are stored.
@@ -287,14 +288,21 @@ impl Target {
         let footer = sink
             .with_early_sync(|put| write_snapshot(source, cut, file_id, options, progress, put))?;
         progress.check()?;
-        temporary.file.sync_all().map_err(|source| Error::io("sync", &temporary.path, source))?;
+        if !planted(Bug::SavedUnsynced) {
+            temporary
+                .file
+                .sync_all()
+                .map_err(|source| Error::io("sync", &temporary.path, source))?;
+        }
         progress.check()?;
         self.disk
             .rename(&temporary.path, &self.path)
             .map_err(|source| Error::io("rename to", &self.path, source))?;
         temporary.kept = true;
         let directory = directory_of(&self.path);
-        self.disk.sync_dir(directory).map_err(|source| Error::io("sync", directory, source))?;
+        if !planted(Bug::SavedNameUnsynced) {
+            self.disk.sync_dir(directory).map_err(|source| Error::io("sync", directory, source))?;
+        }
         Ok(SaveReport::new(&footer, start))
     }
 }

@@ -531,3 +531,31 @@ fn a_directory_with_a_snapshot_has_a_segment_at_every_moment_of_recovery() {
         }
     }
 }
+
+#[test]
+fn calls_that_take_less_or_are_interrupted_go_on() {
+    let interrupted = DiskFault::error(DiskFault::EINTR);
+    let faults = [
+        DiskFault::short(7).on(CallKind::Write).forever(),
+        DiskFault::short(7).on(CallKind::Read).forever(),
+        interrupted.clone().on(CallKind::Write),
+        interrupted.on(CallKind::Read),
+    ];
+    for (fault, passed) in faults.iter().flat_map(|fault| (0..8).map(move |passed| (fault, passed)))
+    {
+        let disk = SimDisk::new();
+        disk.inject(fault.clone().after(passed));
+        let opened = || on(&disk).segment_bytes(4 << 10).durability(Durability::Sync).open(DIR);
+        let db = opened().unwrap();
+        let data = db.keyspace("data").unwrap();
+        for n in 0..30_u32 {
+            data.insert(n.to_be_bytes(), [7; 300]).unwrap();
+        }
+        db.compact_log(SaveOptions::default()).unwrap();
+        data.insert("behind it", "v").unwrap();
+        let before = (content(&db), db.position());
+        db.close().unwrap();
+        let again = opened().unwrap();
+        assert_eq!((content(&again), again.position()), before, "{fault:?} after {passed}");
+    }
+}
