@@ -135,6 +135,10 @@ pub(crate) enum Bug {
     RenamedUnsynced,
     /// Log: segments that were left are not synced before what follows counts.
     LeftUnsynced,
+    /// Log: who finds somebody writing trusts that he brings his record along.
+    WriterTrusted,
+    /// Log: what is being synced is told to be durable as the sync begins.
+    DurableAsSyncBegins,
     /// Log: what asked for a sync is told before there was one.
     AckBeforeSync,
     /// Log: a sync that failed is taken for one that did not.
@@ -181,6 +185,8 @@ pub(crate) enum Bug {
     DoubtNotRewritten,
     /// Recovery: the body of a record is taken without a look at its checksum.
     RecordUnchecked,
+    /// Recovery: a body is taken for whole once its last byte is there.
+    LastByteTrusted,
     /// Recovery: that a record follows its predecessor is not checked.
     ChainUnchecked,
     /// Recovery: files are read before the directory is locked.

@@ -302,7 +302,8 @@ impl<'a> Frames<'a> {
                     needed: body_len as u64,
                     available: (rest.len() - start) as u64,
                 })?;
-                if !planted(Bug::RecordUnchecked) {
+                let is_trusted = planted(Bug::LastByteTrusted) && body.last() != Some(&0);
+                if !planted(Bug::RecordUnchecked) && !is_trusted {
                     header.check_body(body).map_err(|damage| damage.fault)?;
                 }
                 self.base.position.seq = header.seq;

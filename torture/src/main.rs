@@ -13,6 +13,7 @@ mod damage;
 mod forge;
 mod golden;
 mod io_errors;
+mod kill;
 mod planted;
 mod read;
 mod seeds;
@@ -36,6 +37,11 @@ enum Campaign {
     Crash(crash::Options),
     /// Fails every call to the disk, once and for ever, in every way.
     IoErrors(io_errors::Options),
+    /// Kills a process that writes to the real disk: at any time, at each system call, at each instruction of an append; cuts the power.
+    Kill(kill::Options),
+    /// One process of `kill`; started by it.
+    #[command(hide = true)]
+    KillPart(kill::Part),
     /// Writes the golden files of the present format, once.
     Golden(golden::Options),
     /// Writes the files and blocks that fuzzing begins with.
@@ -50,6 +56,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Campaign::CorruptPart(part) => part.run().map(|()| ExitCode::SUCCESS),
         Campaign::Crash(options) => crash::run(&options),
         Campaign::IoErrors(options) => io_errors::run(&options),
+        Campaign::Kill(options) => kill::run(&options),
+        Campaign::KillPart(part) => part.run(),
         Campaign::Golden(options) => golden::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Seeds(options) => seeds::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Planted(options) => planted::run(&options),

@@ -47,6 +47,8 @@ enum Suite {
     Lib,
     /// The integration tests under the model checker.
     Shuttle,
+    /// This program's campaign `kill`; the test is its arguments.
+    Kill,
 }
 
 impl Suite {
@@ -55,6 +57,7 @@ impl Suite {
             "it" => Suite::It,
             "lib" => Suite::Lib,
             "shuttle" => Suite::Shuttle,
+            "kill" => Suite::Kill,
             _ => bail!("the table names a suite `{name}`, which there is not"),
         })
     }
@@ -67,6 +70,7 @@ impl Suite {
             Suite::Shuttle => {
                 ("--cfg planted --cfg shuttle", "planted-shuttle", &["--release", "--test", "it"])
             }
+            Suite::Kill => ("--cfg planted", "planted", &["--release", "--bin", "torture"]),
         };
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
@@ -76,7 +80,11 @@ impl Suite {
             .env("RUSTFLAGS", flags)
             .stderr(Stdio::inherit())
             .stdout(Stdio::piped());
-        cargo.args(["test", "--locked", "--package", "stillframe", "--no-run"]).args(args);
+        match self {
+            Suite::Kill => cargo.args(["build", "--locked", "--package", "torture"]),
+            _ => cargo.args(["test", "--locked", "--package", "stillframe", "--no-run"]),
+        };
+        cargo.args(args);
         cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]);
         let mut child = cargo.arg(target.join(folder)).spawn().context("starting cargo")?;
         let mut binary = None;
@@ -94,6 +102,8 @@ impl Suite {
 /// How a test ended.
 enum End {
     Passed,
+    /// This machine can't, for this reason.
+    Skipped(String),
     /// With the first line that tells why.
     Failed(String),
     Hung,
@@ -101,9 +111,14 @@ enum End {
 
 fn run_test(binary: &Path, root: &Path, line: &Planted, alive: bool) -> Result<End> {
     let mut test = Command::new(binary);
-    test.current_dir(root)
-        .args([&line.test, "--exact"])
-        .env("STILLFRAME_SEED", line.seed.to_string());
+    let seed = line.seed.to_string();
+    match line.suite {
+        Suite::Kill => {
+            test.arg("kill").args(line.test.split(' ')).args(["--discard", "--seed", &seed])
+        }
+        _ => test.args([&line.test, "--exact"]).env("STILLFRAME_SEED", &seed),
+    };
+    test.current_dir(root);
     test.env("RUST_BACKTRACE", "0").env_remove("STILLFRAME_SEEDS").env_remove("STILLFRAME_PLANTED");
     if alive {
         test.env("STILLFRAME_PLANTED", &line.bug);
@@ -131,12 +146,29 @@ fn run_test(binary: &Path, root: &Path, line: &Planted, alive: bool) -> Result<E
     };
     let status = child.wait()?;
     let text = String::from_utf8_lossy(&text);
+    if line.suite == Suite::Kill {
+        return Ok(end_of_campaign(status.success(), &text));
+    }
     if status.success() {
         ensure!(text.contains("1 passed"), "there is no test `{}`", line.test);
         return Ok(End::Passed);
     }
     let mut lines = text.lines().skip_while(|line| !line.contains("panicked at")).skip(1);
     Ok(End::Failed(lines.next().map_or_else(|| status.to_string(), |why| why.trim().to_owned())))
+}
+
+/// How a campaign ended that said `text`: behind the first line, which counts, and those that say what was done.
+fn end_of_campaign(is_success: bool, text: &str) -> End {
+    if let Some(why) = text.lines().find(|line| line.starts_with("skipped: ")) {
+        return End::Skipped(why.to_owned());
+    }
+    match is_success {
+        true => End::Passed,
+        false => {
+            let mut lines = text.lines().skip_while(|line| !line.starts_with("violations:"));
+            End::Failed(lines.nth(1).unwrap_or("it fails").to_owned())
+        }
+    }
 }
 
 const HEADING: &str = "## Planted bugs";
@@ -167,7 +199,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let mut binaries: HashMap<Suite, PathBuf> = HashMap::new();
     let mut healthy = HashMap::new();
-    let (mut reports, mut missed) = (Vec::new(), 0);
+    let (mut reports, mut missed, mut skipped) = (Vec::new(), 0, 0);
     for line in &lines {
         let binary = match binaries.entry(line.suite) {
             Entry::Occupied(built) => built.into_mut(),
@@ -185,28 +217,38 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let began = Instant::now();
         let end = run_test(binary, root, line, true)?;
         let seconds = began.elapsed().as_secs_f64();
+        let is_skipped = matches!(end, End::Skipped(_));
         let (caught, how) = match end {
+            End::Skipped(why) => (false, why),
             _ if !is_healthy => (false, "the test fails without the bug".to_owned()),
             End::Passed => (false, "the test passes with the bug".to_owned()),
             End::Failed(why) => (true, why),
             End::Hung => (true, "never ends".to_owned()),
         };
-        missed += usize::from(!caught);
+        skipped += usize::from(is_skipped);
+        missed += usize::from(!caught && !is_skipped);
         if !options.json {
-            let word = if caught { "caught" } else { "MISSED" };
+            let word = match (caught, is_skipped) {
+                (true, _) => "caught",
+                (_, true) => "-     ",
+                _ => "MISSED",
+            };
             let how: String = how.chars().take(80).collect();
             println!("{word}  {:22} {:40} {seconds:6.1} s  {how}", line.bug, line.test);
         }
         reports.push(json!({
             "bug": line.bug, "test": line.test, "seed": line.seed, "caught": caught,
-            "seconds": seconds, "how": how,
+            "skipped": is_skipped, "seconds": seconds, "how": how,
         }));
     }
-    let caught = lines.len() - missed;
+    let caught = lines.len() - missed - skipped;
     if options.json {
-        println!("{}", json!({ "bugs": reports, "caught": caught, "missed": missed }));
+        let counts = json!({
+            "bugs": reports, "caught": caught, "missed": missed, "skipped": skipped,
+        });
+        println!("{counts}");
     } else {
-        println!("{caught} caught, {missed} missed");
+        println!("{caught} caught, {missed} missed, {skipped} skipped");
     }
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
