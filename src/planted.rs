@@ -185,8 +185,8 @@ pub(crate) enum Bug {
     DoubtNotRewritten,
     /// Recovery: the body of a record is taken without a look at its checksum.
     RecordUnchecked,
-    /// Recovery: a body is taken for whole once its last byte is there.
-    LastByteTrusted,
+    /// Recovery: a long body is taken without a look at its checksum.
+    LongBodyTrusted,
     /// Recovery: that a record follows its predecessor is not checked.
     ChainUnchecked,
     /// Recovery: files are read before the directory is locked.

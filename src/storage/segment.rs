@@ -302,7 +302,7 @@ impl<'a> Frames<'a> {
                     needed: body_len as u64,
                     available: (rest.len() - start) as u64,
                 })?;
-                let is_trusted = planted(Bug::LastByteTrusted) && body.last() != Some(&0);
+                let is_trusted = planted(Bug::LongBodyTrusted) && body_len >= 4 << 10;
                 if !planted(Bug::RecordUnchecked) && !is_trusted {
                     header.check_body(body).map_err(|damage| damage.fault)?;
                 }

@@ -137,7 +137,8 @@ fn campaign(folder: &Path, seed: u64, amount: Amount, report: &mut Report) -> Re
             (run, line) = (0, line + 1);
         }
         run += 1;
-        let seed = seed.wrapping_add(line << 32);
+        // Several writers at a time that wait for the disk.
+        let seed = seed.wrapping_add((2 * line + 1) << 32);
         let mounted =
             Mounted::new(disk, folder, "disk").context("mounting what a power cut left")?;
         Progress::create(&progress, &state.done)?;

@@ -73,12 +73,12 @@ fn random(seed: u64, writer: usize, n: u64) -> Random {
 impl Operation {
     pub(crate) fn of(seed: u64, writer: usize, n: u64) -> Self {
         let mut random = random(seed, writer, n);
-        let levels = [
-            Durability::Os,
-            Durability::Periodic(Duration::from_millis(5)),
-            Durability::Sync,
-            Durability::Memory,
-        ];
+        // With an odd number above the seed two of them wait for the disk, and meet in one sync.
+        let second = match seed >> 32 & 1 {
+            0 => Durability::Periodic(Duration::from_millis(5)),
+            _ => Durability::Sync,
+        };
+        let levels = [Durability::Os, second, Durability::Sync, Durability::Memory];
         // Each writer has a level that it mostly writes at.
         let level = match random.below(8) {
             0 => levels[random.below(4) as usize],
