@@ -276,6 +276,13 @@ fn whatever_is_damaged_what_is_missing_is_listed() {
             }
             .unwrap();
         }
+        // Of a directory all of whose files are gone nothing tells that there was anything.
+        let is_blank = |path: &PathBuf| {
+            disk.contents(path).unwrap().get(64..160).is_some_and(|begun| *begun == [0; 96])
+        };
+        if snapshots(disk).is_empty() && segments(disk).iter().all(is_blank) {
+            continue;
+        }
         check(&written, &format!("seed {seed}, {done:?}"));
     }
 }
