@@ -203,7 +203,7 @@ impl Database {
     /// The keyspace of this name, created if there is none.
     ///
     /// # Errors
-    /// [`Error::KeyspaceName`], [`Error::Closed`], [`Error::Poisoned`], [`Error::MemoryLimit`].
+    /// [`Error::KeyspaceName`], [`Error::TooManyKeyspaces`], [`Error::Closed`], [`Error::Poisoned`], [`Error::MemoryLimit`].
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
         if name.is_empty() || name.len() > MAX_KEYSPACE_NAME_LEN {
             return Err(Error::KeyspaceName { len: name.len() });
@@ -214,6 +214,7 @@ impl Database {
             return Ok(Keyspace::new(&self.engine, name, id, slot));
         }
         let id = catalogue.next_id;
+        let next_id = id.checked_add(1).ok_or(Error::TooManyKeyspaces)?;
         let key = InternalKey::new(CATALOGUE_ID, name.as_bytes())?;
         let value = id.to_le_bytes();
         let put = Some(new_value(tree, &value, 0)?);
@@ -231,7 +232,7 @@ impl Database {
         let slot = tree.commit.add_keyspace();
         catalogue.names.insert(name.to_owned(), (id, slot));
         catalogue.slots.insert(id, slot);
-        catalogue.next_id = id.checked_add(1).expect("four billion keyspaces");
+        catalogue.next_id = next_id;
         drop(catalogue);
         self.engine.committed(position, None)?;
         Ok(Keyspace::new(&self.engine, name, id, slot))
@@ -611,5 +612,21 @@ impl Drop for Engine {
             // Who wants to be told closes the database before.
             let _ = log.finish(&self.tree.commit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file may name the last number of all; the next keyspace would have panicked after its name was written.
+    #[test]
+    fn numbers_of_keyspaces_run_out_with_an_error() {
+        let db = Database::in_memory();
+        db.engine.catalogue.lock().next_id = u32::MAX - 1;
+        db.keyspace("last").unwrap().insert("k", "v").unwrap();
+        let seq = db.seq();
+        assert!(matches!(db.keyspace("more"), Err(Error::TooManyKeyspaces)));
+        assert_eq!((db.seq(), db.keyspaces().unwrap().len()), (seq, 1));
     }
 }

@@ -62,6 +62,8 @@ pub enum Error {
         /// Length of the name, in bytes.
         len: usize,
     },
+    /// Four billion keyspaces were made already; numbers are not given twice. Nothing changed.
+    TooManyKeyspaces,
     /// There is no keyspace of that name, or it was dropped while a handle was held.
     NoKeyspace,
     /// The write would grow memory past the limit set with `memory_limit`. Nothing changed; removing still works.
@@ -268,6 +270,7 @@ impl fmt::Display for Error {
                 "keyspace name of {len} bytes, it must have 1 to {}",
                 crate::MAX_KEYSPACE_NAME_LEN
             ),
+            Error::TooManyKeyspaces => f.write_str("no number is left for another keyspace"),
             Error::NoKeyspace => f.write_str("no such keyspace"),
             Error::MemoryLimit { limit, used } => {
                 write!(f, "memory limit of {limit} bytes reached, {used} in use")
