@@ -310,11 +310,14 @@ impl Snapshots {
         self.files.insert(ordinal, Err(error));
     }
 
-    /// What is wrong with those that are damaged.
+    /// What is wrong with those that are damaged, or can't be read.
     pub(crate) fn damaged(&self, directory: &Directory) -> Vec<(PathBuf, Fault)> {
-        let damage = self.files.iter().filter_map(|(ordinal, file)| match file {
-            Err(Error::Corrupt { what, .. }) => Some((directory.snapshot(*ordinal), what.clone())),
-            _ => None,
+        let damage = self.files.iter().filter_map(|(ordinal, file)| {
+            let fault = match file.as_ref().err()? {
+                Error::Corrupt { what, .. } => what.clone(),
+                _ => Fault::Missing,
+            };
+            Some((directory.snapshot(*ordinal), fault))
         });
         damage.collect()
     }

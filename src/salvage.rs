@@ -22,11 +22,11 @@ use crate::replayer::Replayer;
 use crate::saver::LastSave;
 use crate::storage::directory::Directory;
 use crate::storage::log::{Log, Start};
-use crate::storage::recovery::{Apply, ApplyError, Listed, Until};
+use crate::storage::recovery::{Apply, ApplyError, Listed, SnapshotFact, Until};
 use crate::storage::salvage::log::LogSalvage;
 use crate::storage::salvage::snapshot::salvage_snapshot;
 use crate::storage::salvage::{Lost, LostKey, LostRange, identity, set_aside};
-use crate::storage::segment::Found;
+use crate::storage::segment::{Begun, Found};
 use crate::{Error, Fault, Result};
 
 /// Opens the directory as usual if that can be done, and else with what of it can be proven.
@@ -83,7 +83,9 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     }
 
     let mut snapshots = Snapshots::open(&directory, &listed.snapshots, Until::default());
-    let (mut content, has_snapshot) = base(&builder, &directory, &mut snapshots, &mut lost)?;
+    let base = base(&builder, &directory, &segments, &mut snapshots, &mut lost)?;
+    let has_snapshot = base.is_some();
+    let mut content = base.unwrap_or_else(|| Content::empty(&builder));
     let damaged_snapshots = snapshots.damaged(&directory);
     drop(snapshots);
     progress.add(listed.snapshots.len() as u64);
@@ -153,53 +155,93 @@ fn told(path: &Path, error: ApplyError) -> Error {
     }
 }
 
-/// The state that the log is applied to: the newest snapshot that is whole, or what is left of the newest; and whether
-/// there was one.
+/// The state that the log is applied to, if there is any snapshot to begin with.
+///
+/// The newest snapshot that is whole and that the log goes on from; else what is left of the newest; else any that is whole: the
+/// batches between are lost then.
 fn base(
     builder: &Builder,
     directory: &Directory,
+    segments: &[Found],
     snapshots: &mut Snapshots,
     lost: &mut Vec<LostRange>,
-) -> Result<(Content, bool)> {
-    let ordinals: Vec<u64> = snapshots.facts.iter().rev().map(|fact| fact.ordinal).collect();
-    for &ordinal in &ordinals {
-        let is_damaged =
-            snapshots.facts.iter().any(|fact| fact.ordinal == ordinal && fact.seq.is_none());
-        if is_damaged {
-            continue;
-        }
-        match snapshots.load(builder, ordinal) {
-            Ok((content, _)) => return Ok((content, true)),
-            Err(error @ (Error::Corrupt { .. } | Error::Io { op: "read", .. })) => {
-                snapshots.set_damaged(ordinal, error);
-            }
-            Err(error) => return Err(error),
+) -> Result<Option<Content>> {
+    let facts: Vec<_> = snapshots.facts.iter().rev().copied().collect();
+    let log_base = segments.iter().find_map(|found| match &found.beginning {
+        Begun::Yes(beginning) => Some(beginning.base.position.seq),
+        _ => None,
+    });
+    let newest = facts.first().map(|fact| fact.ordinal);
+    let reaches = |fact: &SnapshotFact| {
+        Some(fact.ordinal) == newest || log_base.is_none_or(|base| fact.seq >= Some(base))
+    };
+    for fact in facts.iter().filter(|fact| reaches(fact)) {
+        if let Some(content) = whole(builder, snapshots, fact)? {
+            return Ok(Some(content));
         }
     }
+    for fact in &facts {
+        let path = directory.snapshot(fact.ordinal);
+        let is_damaged = snapshots.damaged(directory).iter().any(|(damaged, _)| *damaged == path);
+        if is_damaged && let Some(content) = part(builder, directory, &path, lost)? {
+            return Ok(Some(content));
+        }
+    }
+    for fact in &facts {
+        if let Some(content) = whole(builder, snapshots, fact)? {
+            return Ok(Some(content));
+        }
+    }
+    Ok(None)
+}
+
+/// A snapshot that is whole, loaded.
+fn whole(
+    builder: &Builder,
+    snapshots: &mut Snapshots,
+    fact: &SnapshotFact,
+) -> Result<Option<Content>> {
+    if fact.seq.is_none() {
+        return Ok(None);
+    }
+    match snapshots.load(builder, fact.ordinal) {
+        Ok((content, _)) => Ok(Some(content)),
+        Err(error @ (Error::Corrupt { .. } | Error::Io { op: "read", .. })) => {
+            snapshots.set_damaged(fact.ordinal, error);
+            Ok(None)
+        }
+        // It was found damaged before.
+        Err(Error::Closed) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is left of a damaged snapshot.
+fn part(
+    builder: &Builder,
+    directory: &Directory,
+    path: &Path,
+    lost: &mut Vec<LostRange>,
+) -> Result<Option<Content>> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let silent = Progress::new(None, OpenPhase::Loading, 0);
-    for &ordinal in &ordinals {
-        let path = directory.snapshot(ordinal);
-        let mut content = Content::empty(builder);
-        let mut replayer = Replayer::new(&mut content, threads, &silent);
-        let salvaged = salvage_snapshot(&*directory.disk, &path, |entry| {
-            let put = replayer.put(entry.cut, entry.key, entry.value, entry.expire_at);
-            put.map_err(|error| told(&path, error))
-        })?;
-        replayer.flush().map_err(|error| told(&path, error))?;
-        drop(replayer);
-        let Some(mut salvaged) = salvaged else {
-            let fault = snapshots.damaged(directory).into_iter().find(|(file, _)| *file == path);
-            let fault = fault.map_or(Fault::Missing, |(_, fault)| fault);
-            lost.push(LostRange { path, offset: 0, bytes: 0, fault, what: Lost::File });
-            continue;
-        };
-        let (position, time_ms) = salvaged.cut;
-        content.tree.commit.skip_to(position, time_ms);
-        lost.append(&mut salvaged.lost);
-        return Ok((content, true));
-    }
-    Ok((Content::empty(builder), false))
+    let mut content = Content::empty(builder);
+    let mut replayer = Replayer::new(&mut content, threads, &silent);
+    let salvaged = salvage_snapshot(&*directory.disk, path, |entry| {
+        let put = replayer.put(entry.cut, entry.key, entry.value, entry.expire_at);
+        put.map_err(|error| told(path, error))
+    })?;
+    replayer.flush().map_err(|error| told(path, error))?;
+    drop(replayer);
+    let Some(mut salvaged) = salvaged else {
+        let (path, fault) = (path.to_owned(), Fault::Missing);
+        lost.push(LostRange { path, offset: 0, bytes: 0, fault, what: Lost::File });
+        return Ok(None);
+    };
+    let (position, time_ms) = salvaged.cut;
+    content.tree.commit.skip_to(position, time_ms);
+    lost.append(&mut salvaged.lost);
+    Ok(Some(content))
 }
 
 /// Keyspaces whose names were lost get one.

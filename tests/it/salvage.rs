@@ -164,6 +164,13 @@ fn a_damaged_block_of_the_only_snapshot_costs_its_range() {
         let untouched = Written { disk: written.disk.fork(), entries: written.entries.clone() };
         assert_eq!(check(&untouched, "an older one does"), []);
 
+        // The older one is whole, and the log no longer goes on from it: what is left of the newer holds more.
+        let cut_short = Written { disk: written.disk.fork(), entries: written.entries.clone() };
+        let oldest = segments(&cut_short.disk)[..2].to_vec();
+        oldest.iter().for_each(|path| cut_short.disk.remove(path).unwrap());
+        let lost = check(&cut_short, "an older one does not");
+        assert!(matches!(&lost[..], [LostRange { what: Lost::Entries { .. }, .. }]), "{lost:#?}");
+
         written.disk.remove(first).unwrap();
         let oldest = segments(&written.disk)[0].clone();
         written.disk.remove(&oldest).unwrap();
