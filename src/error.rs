@@ -219,6 +219,8 @@ pub enum Fault {
     Compression,
     /// Zeros where something was written.
     Missing,
+    /// The disk can't read it.
+    Unreadable,
     /// The log goes on from batch `base`, which no snapshot holds: one is missing, or an older segment.
     NoBase {
         /// The last batch before the oldest segment.
@@ -332,6 +334,7 @@ impl fmt::Display for Fault {
             Fault::Compression => {
                 f.write_str("compressed bytes do not decompress to the stated length")
             }
+            Fault::Unreadable => f.write_str("the disk can't read it"),
             Fault::Missing => f.write_str("zeros where something was written"),
             Fault::NoBase { base } => {
                 write!(f, "the log goes on from batch {base}, which no snapshot holds")

@@ -24,9 +24,11 @@ use crate::storage::directory::Directory;
 use crate::storage::load::{Loaded, load_file};
 use crate::storage::log::{Closed, FIRST_SEGMENT_BYTES, Log};
 use crate::storage::recovery::{
-    ApplyError, Listed, Plan, Recovered, RecoveryMode, Refusal, Replay, SnapshotFact, Until, is_on,
-    plan, settle,
+    ApplyError, Listed, Plan, Reads, Recovered, RecoveryMode, Refusal, Replay, SnapshotFact, Until,
+    is_on, plan, settle,
 };
+use crate::storage::salvage::fault_of;
+use crate::storage::salvage::snapshot::stated_seq;
 use crate::storage::segment::{Begun, Found, Spare};
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source::LeafSink;
@@ -146,7 +148,12 @@ impl Read {
         let (plan, loaded) = loop {
             let plan = plan(mode, &facts, &snapshots.facts);
             let plan = plan.map_err(|refusal| snapshots.refused(directory, refusal))?;
-            let Some(ordinal) = plan.snapshot else { break (plan, None) };
+            let Some(ordinal) = plan.snapshot else {
+                if snapshots.is_any_beyond && plan.segments.is_empty() {
+                    return Err(Error::OutOfReach { newest: None });
+                }
+                break (plan, None);
+            };
             match snapshots.load(builder, ordinal) {
                 Ok(loaded) => break (plan, Some(loaded)),
                 // An older one may do.
@@ -175,7 +182,7 @@ impl Read {
             from,
             is_on_line: &|position| is_on(spans.iter().copied(), position),
             until,
-            reads_ahead: builder.keeps_log_by_itself,
+            reads: if builder.keeps_log_by_itself { Reads::Ahead } else { Reads::Once },
         };
         let recovered = replay.run(&mut replayer)?;
         let batches = replayer.batches;
@@ -189,6 +196,9 @@ impl Read {
             }
         })?;
         progress.end();
+        if let Some(error) = snapshots.more_than(plan.snapshot, recovered.base.position.seq) {
+            return Err(error);
+        }
         let report = OpenReport {
             position: recovered.base.position,
             snapshot: plan.snapshot.map(|_| position),
@@ -268,16 +278,32 @@ impl OnDisk {
 pub(crate) struct Snapshots {
     pub(crate) facts: Vec<SnapshotFact>,
     files: BTreeMap<u64, Result<SnapshotFile>>,
+    /// What was said to be in those that are damaged, where that could be read.
+    said: BTreeMap<u64, Seq>,
+    /// Whether there are others, beyond what is wanted.
+    is_any_beyond: bool,
 }
 
 impl Snapshots {
     /// Opens those that hold nothing beyond `until`.
     pub(crate) fn open(directory: &Directory, ordinals: &[u64], until: Until) -> Self {
-        let mut snapshots = Self { facts: Vec::new(), files: BTreeMap::new() };
+        let mut snapshots = Self {
+            facts: Vec::new(),
+            files: BTreeMap::new(),
+            said: BTreeMap::new(),
+            is_any_beyond: false,
+        };
         for &ordinal in ordinals {
-            let file = SnapshotFile::open_on(&*directory.disk, &directory.snapshot(ordinal));
+            let path = directory.snapshot(ordinal);
+            let file = SnapshotFile::open_on(&*directory.disk, &path);
+            if file.is_err()
+                && let Some(seq) = stated_seq(&*directory.disk, &path)
+            {
+                snapshots.said.insert(ordinal, seq);
+            }
             let info = file.as_ref().ok().map(SnapshotFile::info);
             if info.is_some_and(|info| until.has_passed(info.position.seq, info.time_ms)) {
+                snapshots.is_any_beyond = true;
                 continue;
             }
             let seq = info.map(|info| info.position.seq);
@@ -306,17 +332,25 @@ impl Snapshots {
     /// One of them was found to be damaged.
     pub(crate) fn set_damaged(&mut self, ordinal: u64, error: Error) {
         let fact = self.facts.iter_mut().find(|fact| fact.ordinal == ordinal);
-        fact.expect("one of these").seq = None;
+        let said = fact.expect("one of these").seq.take();
+        self.said.extend(said.map(|seq| (ordinal, seq)));
         self.files.insert(ordinal, Err(error));
+    }
+
+    /// What is wrong with one that was passed over and may have held batches behind `last`.
+    fn more_than(&mut self, chosen: Option<u64>, last: Seq) -> Option<Error> {
+        let holds_more = |ordinal: &u64| self.said.get(ordinal).is_none_or(|seq| *seq > last);
+        let damaged = self.files.iter().filter(|(_, file)| file.is_err());
+        let mut newer =
+            damaged.map(|(ordinal, _)| *ordinal).filter(|ordinal| Some(*ordinal) > chosen);
+        let more = newer.rfind(holds_more)?;
+        self.files.remove(&more)?.err()
     }
 
     /// What is wrong with those that are damaged, or can't be read.
     pub(crate) fn damaged(&self, directory: &Directory) -> Vec<(PathBuf, Fault)> {
         let damage = self.files.iter().filter_map(|(ordinal, file)| {
-            let fault = match file.as_ref().err()? {
-                Error::Corrupt { what, .. } => what.clone(),
-                _ => Fault::Missing,
-            };
+            let (_, fault) = fault_of(file.as_ref().err()?);
             Some((directory.snapshot(*ordinal), fault))
         });
         damage.collect()

@@ -72,6 +72,12 @@ impl<'a> Replayer<'a> {
         if self.ops.len() >= 2 * WINDOW { self.flush() } else { Ok(()) }
     }
 
+    /// As [`put`](Self::put), of an entry that is not to be there.
+    pub(crate) fn remove(&mut self, (position, time_ms): (Position, u64), key: &[u8]) -> Applied {
+        (self.position, self.time_ms, self.marked) = (position, time_ms, None);
+        self.add(key, None).map_err(ApplyError::Fault)
+    }
+
     fn add(&mut self, key: &[u8], put: Option<(&[u8], u64)>) -> std::result::Result<(), Fault> {
         let id = id_of(key);
         if id == CATALOGUE_ID {
@@ -150,7 +156,7 @@ impl Apply for Replayer<'_> {
         if self.ops.len() >= 2 * WINDOW { self.flush() } else { Ok(()) }
     }
 
-    fn history(&mut self, record: &RecordAt, body: &HistoryBody) {
+    fn history(&mut self, record: &RecordAt, body: &HistoryBody) -> Applied {
         let RecordAt { position, time_ms, .. } = *record;
         let last = Seq(position.seq.0 - 1);
         if let Some(before) = self.content.lineage.last_mut() {
@@ -164,6 +170,7 @@ impl Apply for Replayer<'_> {
             end: position.seq,
         });
         (self.position, self.time_ms) = (position, time_ms);
+        Ok(())
     }
 
     fn check(&mut self, fingerprint: u64) -> Applied {

@@ -1,9 +1,10 @@
 //! Opening a directory that is damaged: what can be proven becomes a database, under a history of its own.
 //!
-//! The order makes it safe to be interrupted: what was recovered is saved, a log is begun behind it that goes on from no other
-//! segment, and only then the old files are moved aside. Before that log was begun, the directory is as damaged as
-//! it was; afterwards what is left of the old files means nothing.
+//! The order makes it safe to be interrupted: a log is begun that goes on from no other segment, then what was recovered is saved
+//! as the snapshot that it goes on from, and only then the old files are moved aside. Before that snapshot has its name nobody opens
+//! the directory, and who salvages it again finds the same; afterwards what is left of the old files means nothing.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -25,47 +26,56 @@ use crate::storage::log::{Log, Start};
 use crate::storage::recovery::{Apply, ApplyError, Listed, SnapshotFact, Until};
 use crate::storage::salvage::log::LogSalvage;
 use crate::storage::salvage::snapshot::salvage_snapshot;
-use crate::storage::salvage::{Lost, LostKey, LostRange, identity, set_aside};
+use crate::storage::salvage::{Lost, LostKey, LostRange, fault_of, identity, is_damage, set_aside};
 use crate::storage::segment::{Begun, Found};
 use crate::{Error, Fault, Result};
 
 /// Opens the directory as usual if that can be done, and else with what of it can be proven.
 pub(crate) fn open(builder: Builder, path: &Path) -> Result<Database> {
     let mut lost = Vec::new();
-    let directory = Directory::claim_or(Arc::clone(&builder.disk), path, |disk, path, error| {
-        lost.push(lost_file(path, &error));
-        identity(disk, path)
+    let directory = Directory::claim_or(Arc::clone(&builder.disk), path, |disk, own, error| {
+        if !is_damage(&error) && !own_is_missing(&error) {
+            return Err(error);
+        }
+        let found = identity(disk, path)?;
+        lost.push(lost_file(own, &error));
+        found.ok_or(error)
     })?;
     match Read::new(&builder, &directory, Until::default()) {
         Ok(mut read) => {
-            read.report.lost = lost;
+            if !lost.is_empty() {
+                directory.write_identity()?;
+            }
             let disk = Arc::clone(&builder.disk);
             let damaged: Vec<_> =
                 read.report.damaged_snapshots.iter().map(|(path, _)| path.clone()).collect();
+            read.report.lost = lost;
             let database = read.go_on(directory, builder)?;
             if !damaged.is_empty() {
-                set_aside(&*disk, path, &damaged)?;
+                set_aside(&*disk, path, &damaged, &[])?;
             }
             Ok(database)
         }
-        Err(Error::Corrupt { .. } | Error::Io { op: "read", .. }) => {
-            salvage(builder, directory, lost)
-        }
+        Err(error) if is_damage(&error) => salvage(builder, directory, lost),
         Err(error) => Err(error),
     }
 }
 
+/// Whether a directory that holds something has no identity.
+fn own_is_missing(error: &Error) -> bool {
+    matches!(error, Error::Io { op: "open", source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
 /// A file that nothing can be told of.
 fn lost_file(path: &Path, error: &Error) -> LostRange {
-    let (offset, fault) = match error {
-        Error::Corrupt { offset, what, .. } => (*offset, what.clone()),
-        _ => (0, Fault::Missing),
-    };
+    let (offset, fault) = fault_of(error);
+    let fault = if own_is_missing(error) { Fault::Missing } else { fault };
     LostRange { path: path.to_owned(), offset, bytes: 0, fault, what: Lost::File }
 }
 
 fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> Result<Database> {
     let began = Instant::now();
+    let has_identity = lost.is_empty();
     let listed = Listed::read(&directory)?;
     let files = (listed.segments.len() + listed.snapshots.len()) as u64;
     let progress = builder.progress(OpenPhase::Salvaging, files);
@@ -74,7 +84,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     for &ordinal in &listed.segments {
         match Found::read(&directory, ordinal) {
             Ok(found) => segments.push(found),
-            Err(error @ (Error::Corrupt { .. } | Error::Io { op: "read", .. })) => {
+            Err(error) if is_damage(&error) => {
                 lost.push(lost_file(&directory.segment(ordinal), &error));
                 progress.add(1);
             }
@@ -102,6 +112,10 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     let (end, time_ms, batches) = (log.end(), log.time_ms, log.batches);
     let torn_bytes = log.torn_bytes();
     lost.append(&mut log.lost);
+    if segments.is_empty() && has_snapshot {
+        let (path, what) = (directory.path.clone(), Lost::Batches { after: end, before: None });
+        lost.push(LostRange { path, offset: 0, bytes: 0, fault: Fault::NoLog, what });
+    }
 
     // A history that nobody else knows: that of what is left.
     let mut position = Position { history: HistoryId(random_id()?), seq: end };
@@ -118,6 +132,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     name_lost(&content, &mut lost);
     progress.end();
 
+    let kept = lost.clone();
     let report = OpenReport {
         position,
         snapshot: has_snapshot.then_some(from),
@@ -136,6 +151,9 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
         .chain(listed.snapshots.iter().map(|ordinal| directory.snapshot(*ordinal)))
         .collect();
     let (disk, path) = (Arc::clone(&directory.disk), directory.path.clone());
+    if !has_identity {
+        directory.write_identity()?;
+    }
     let base = Base { position, time_ms, chain: 0 };
     let start =
         Start { base, previous: None, closed: Vec::new(), next_ordinal: listed.next_ordinal() };
@@ -144,7 +162,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     let on_disk = OnDisk { log: Arc::new(log), snapshots, last_save, report };
     let database = on_disk.open(content, builder)?;
     database.saver()?.found()?;
-    set_aside(&*disk, &path, &old)?;
+    set_aside(&*disk, &path, &old, &kept)?;
     Ok(database)
 }
 
@@ -182,8 +200,14 @@ fn base(
     }
     for fact in &facts {
         let path = directory.snapshot(fact.ordinal);
-        let is_damaged = snapshots.damaged(directory).iter().any(|(damaged, _)| *damaged == path);
-        if is_damaged && let Some(content) = part(builder, directory, &path, lost)? {
+        let damaged =
+            snapshots.damaged(directory).into_iter().find(|(damaged, _)| *damaged == path);
+        let Some((_, fault)) = damaged else { continue };
+        let error = Error::corrupt(&path, 0, fault.clone());
+        if !is_damage(&error) {
+            return Err(error);
+        }
+        if let Some(content) = part(builder, directory, &path, fault, lost)? {
             return Ok(Some(content));
         }
     }
@@ -206,7 +230,7 @@ fn whole(
     }
     match snapshots.load(builder, fact.ordinal) {
         Ok((content, _)) => Ok(Some(content)),
-        Err(error @ (Error::Corrupt { .. } | Error::Io { op: "read", .. })) => {
+        Err(error) if is_damage(&error) => {
             snapshots.set_damaged(fact.ordinal, error);
             Ok(None)
         }
@@ -221,6 +245,7 @@ fn part(
     builder: &Builder,
     directory: &Directory,
     path: &Path,
+    fault: Fault,
     lost: &mut Vec<LostRange>,
 ) -> Result<Option<Content>> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -234,7 +259,7 @@ fn part(
     replayer.flush().map_err(|error| told(path, error))?;
     drop(replayer);
     let Some(mut salvaged) = salvaged else {
-        let (path, fault) = (path.to_owned(), Fault::Missing);
+        let path = path.to_owned();
         lost.push(LostRange { path, offset: 0, bytes: 0, fault, what: Lost::File });
         return Ok(None);
     };
@@ -244,8 +269,18 @@ fn part(
     Ok(Some(content))
 }
 
-/// Keyspaces whose names were lost get one.
+/// Keyspaces whose names were lost get one; of two names of one keyspace, which a lost batch may have left, one goes.
 fn name_all(content: &mut Content, at: (Position, u64)) -> Result<()> {
+    let silent = Progress::new(None, OpenPhase::Replaying, 0);
+    let mut by_id: Vec<_> =
+        content.catalogue.names.iter().map(|(name, (id, _))| (*id, name.clone())).collect();
+    by_id.sort_unstable();
+    for two in by_id.windows(2).filter(|two| two[0].0 == two[1].0) {
+        let key = keys::internal(CATALOGUE_ID, two[0].1.as_bytes());
+        let mut replayer = Replayer::new(content, 1, &silent);
+        let removed = replayer.remove(at, &key).and_then(|()| replayer.flush());
+        removed.map_err(|error| told(Path::new("catalogue"), error))?;
+    }
     let named: Vec<u32> = content.catalogue.names.values().map(|(id, _)| *id).collect();
     let holds_any = |slot| content.tree.commit.totals(slot).records > 0;
     let mut nameless: Vec<u32> = content
@@ -256,7 +291,6 @@ fn name_all(content: &mut Content, at: (Position, u64)) -> Result<()> {
         .map(|(id, _)| *id)
         .collect();
     nameless.sort_unstable();
-    let silent = Progress::new(None, OpenPhase::Replaying, 0);
     for id in nameless {
         let mut name = format!("salvaged-{id}");
         while content.catalogue.names.contains_key(&name) {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,10 @@ pub(crate) struct Saver {
     /// Relaxed: a figure.
     saved: AtomicU64,
     /// Ends the save that runs; once closed there is none any more.
+    /// How many copy the directory's files just now.
+    ///
+    /// Relaxed: who copies copes with a file that goes.
+    keeping: AtomicUsize,
     ending: Mutex<Ending>,
 }
 
@@ -146,7 +150,16 @@ impl Saver {
         let (tree, log, line) = (Arc::clone(tree), Arc::clone(log), Arc::clone(line));
         let saved = AtomicU64::new(last.seq.0);
         let state = Mutex::new(State { snapshots, last });
-        Self { tree, log, line, policy, state, saved, ending: Mutex::default() }
+        Self {
+            tree,
+            log,
+            line,
+            policy,
+            state,
+            saved,
+            keeping: AtomicUsize::new(0),
+            ending: Mutex::default(),
+        }
     }
 
     /// The last batch in the newest snapshot.
@@ -154,10 +167,12 @@ impl Saver {
         Seq(self.saved.load(Ordering::Relaxed))
     }
 
-    /// Removes no file while `work` is done.
+    /// Removes no file while `work` is done; the next save does.
     pub(crate) fn with_files_kept<T>(&self, work: impl FnOnce(&Directory) -> T) -> T {
-        let _state = self.state.lock();
-        work(&self.log.directory)
+        self.keeping.fetch_add(1, Ordering::Relaxed);
+        let done = work(&self.log.directory);
+        self.keeping.fetch_sub(1, Ordering::Relaxed);
+        done
     }
 
     /// Ends the save that runs, waits for it, and lets no other begin.
@@ -230,6 +245,9 @@ impl Saver {
 
     /// Removes snapshots and segments that nothing needs any more.
     fn prune(&self, state: &mut State) -> Result<()> {
+        if self.keeping.load(Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
         let directory = &self.log.directory;
         while let Some(at) = needless(&state.snapshots, self.policy.keep_snapshots) {
             directory.remove(&directory.snapshot(state.snapshots[at].0))?;
@@ -299,9 +317,10 @@ impl Saver {
         let mut state = self.state.lock();
         let pass = Pass::take(&self.tree, Holder::Save)?;
         let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
-        let report = self.write(&mut state, pass, cut, &self.policy.options, 0)?;
+        // The log first: without a snapshot that it goes on from nobody opens the directory, and who salvages it again
+        // finds the same.
         self.log.begin(&self.tree.commit)?;
-        Ok(report)
+        self.write(&mut state, pass, cut, &self.policy.options, 0)
     }
 }
 
@@ -311,7 +330,7 @@ fn needless(snapshots: &[(u64, Option<Seq>)], keep: usize) -> Option<usize> {
     damaged.or((snapshots.len() > keep.max(1)).then_some(0))
 }
 
-/// The thread that saves by the policy; it sleeps while nobody writes. Ends it when dropped.
+/// The thread that saves by the policy; it sleeps while all is saved. Ends it when dropped.
 pub(crate) struct SaveThread {
     saver: Arc<Saver>,
     /// To be told when something was written.

@@ -3,13 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use stillframe::{
-    Database, LogReader, Lost, LostKey, LostRange, OpenPhase, OpenReport, RecoveryMode,
-};
+use stillframe::{Database, LogReader, LostRange, OpenPhase, OpenReport, RecoveryMode};
 
-use crate::text::{escape, hex, key_in_message};
 use crate::{Answer, EXIT_CODES, ui};
 
 /// Open the database in a directory, as a program that uses it would, and say what was found
@@ -68,6 +66,18 @@ pub(crate) fn check_is_database(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Fails for a directory that holds nothing of ours: its identity may be damaged or missing.
+fn check_was_database(directory: &Path) -> anyhow::Result<()> {
+    for entry in directory.read_dir().with_context(|| format!("open {}", directory.display()))? {
+        let path = entry?.path();
+        let is_ours = path.extension().is_some_and(|end| end == "log" || end == "snap");
+        if is_ours || path.ends_with("identity") {
+            return Ok(());
+        }
+    }
+    bail!("{}: there is nothing of a database in it", directory.display())
+}
+
 impl Open {
     pub(crate) fn run(self, json: bool) -> anyhow::Result<Answer> {
         let mode = match (self.strict, self.salvage) {
@@ -76,7 +86,7 @@ impl Open {
             _ => RecoveryMode::TolerateTail,
         };
         if mode == RecoveryMode::Salvage {
-            self.directory.read_dir()?; // a damaged or missing identity is no reason
+            check_was_database(&self.directory)?;
         } else {
             check_is_database(&self.directory)?;
         }
@@ -90,13 +100,13 @@ impl Open {
         bar.finish_and_clear();
         let database = database?;
         let opened = self.opened(&database);
-        database.close()?;
         let is_whole = opened.lost.is_empty();
         if json {
             ui::print_json(&opened)?;
         } else {
             print(&opened)?;
         }
+        database.close()?;
         Ok(if is_whole { Answer::Yes } else { Answer::No })
     }
 
@@ -142,33 +152,13 @@ fn show(bar: &ProgressBar, phase: OpenPhase, done: u64, total: u64) {
 
 impl LostEntry {
     fn of(range: &LostRange) -> Self {
-        let lost = match &range.what {
-            Lost::Batches { after, before: Some(before) } => {
-                format!("batches {} to {}", after.0 + 1, before.0 - 1)
-            }
-            Lost::Batches { after, .. } => format!("batches from {} on", after.0 + 1),
-            Lost::Entries { low, high } => {
-                let high = high.as_ref().map_or("the end".to_owned(), key);
-                format!("entries of the snapshot from {} to {high}", key(low))
-            }
-            _ => "all of the file".to_owned(),
-        };
         LostEntry {
             file: range.path.to_string_lossy().into_owned(),
             offset: range.offset,
             bytes: range.bytes,
             fault: range.fault.to_string(),
-            lost,
+            lost: range.what.to_string(),
         }
-    }
-}
-
-fn key(end: &LostKey) -> String {
-    let key = key_in_message(&end.key);
-    match &end.keyspace {
-        Some(name) => format!("{key} in {}", escape(name.as_bytes())),
-        None if end.id == 0 => format!("{key} among the names of keyspaces"),
-        None => format!("{key} in keyspace {}", hex(&end.id.to_be_bytes())),
     }
 }
 

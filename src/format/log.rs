@@ -115,7 +115,7 @@ impl Beginning {
         if previous == 0 {
             equal(at, "end of no predecessor", end, 0)?;
         }
-        let durable = Seq(d.u64("durable seq")?);
+        let durable = d.seq("durable seq")?;
         let chain = d.u32("chain")?;
         check_seal(&mut d, bytes, BEGINNING_CRC_AT, "beginning of a segment")?;
         let base = Base { position: Position { history, seq }, time_ms, chain };
@@ -267,7 +267,7 @@ impl Frame {
             check_crc(0, "frame", checksum(covered, salt, offset), stored)?;
         }
         d.zeros("reserved bytes of a frame", 3)?;
-        let durable = Seq(d.u64("durable seq")?);
+        let durable = d.seq("durable seq")?;
         let framed = match kind {
             RECORD => Framed::Record(
                 RecordHeader::decode(&d.array("header of a record")?)

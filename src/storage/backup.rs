@@ -7,14 +7,16 @@
 use std::io;
 use std::path::Path;
 
-use super::directory::Directory;
-use super::recovery::{Applied, Apply, Listed, RecordAt, Recovered, RecoveryMode, Replay, Until};
-use super::recovery::{SnapshotFact, plan};
-use super::segment::{Begun, Found, Frames, Spare};
+use super::directory::{Directory, FileKind};
+use super::recovery::{
+    Applied, Apply, Listed, NEXT_IS_MISSING, Reads, RecordAt, Recovered, RecoveryMode, Replay,
+    SnapshotFact, Until, plan,
+};
+use super::segment::{Begun, Found, Spare};
 use super::snapshot_file::SnapshotFile;
 use super::{DiskFile, read_exact_at, write_all_at};
 use crate::error::{Error, Fault, Result};
-use crate::format::log::{BEGINNING_LEN, Base, Beginning, LABEL_LEN, SEGMENT_HEADER_LEN};
+use crate::format::log::Base;
 use crate::format::record::HistoryBody;
 use crate::position::Position;
 
@@ -31,19 +33,39 @@ pub(crate) struct Copied {
 
 /// Copies `source` to `target`, which is empty, and proves the copy. The target's identity is left to the caller.
 pub(crate) fn copy(source: &Directory, target: &Directory) -> Result<Copied> {
+    let mut tries = 0;
     loop {
-        let listed = Listed::read(source)?;
-        let error = match copy_listed(source, target, &listed) {
-            Err(error @ (Error::Io { .. } | Error::Corrupt { .. })) => error,
+        let error = match copy_listed(source, target, &Listed::read(source)?) {
+            Err(error) if may_have_moved(&error, source) && tries < TRIES => error,
             copied => return copied,
         };
-        // If nothing has gone since, that is how it is.
-        if Listed::read(source)?.is_as(&listed) {
-            return Err(error);
+        // It has gone on meanwhile, or is damaged: then the next ones say so as well.
+        drop(error);
+        tries += 1;
+        for (name, kind) in target.list()? {
+            if matches!(kind, FileKind::Segment(_) | FileKind::Snapshot(_)) {
+                target.remove(&target.path.join(name))?;
+            }
         }
-        for name in target.list()? {
-            target.remove(&target.path.join(name.0))?;
+    }
+}
+
+/// So often a log that somebody is writing is read again, when it has gone on under the reader.
+pub(crate) const TRIES: usize = 20;
+
+/// Whether an error may come from reading a directory in which somebody begins new files, and removes old ones.
+pub(crate) fn may_have_moved(error: &Error, source: &Directory) -> bool {
+    match error {
+        Error::Io { path, source: cause, .. } => {
+            let is_gone =
+                matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof);
+            is_gone && path.starts_with(&source.path)
         }
+        Error::Corrupt { what, .. } => {
+            matches!(what, Fault::LogEnds { .. } | Fault::NoBase { .. } | Fault::NoLog)
+                || *what == NEXT_IS_MISSING
+        }
+        _ => false,
     }
 }
 
@@ -69,7 +91,7 @@ fn copy_listed(source: &Directory, target: &Directory, listed: &Listed) -> Resul
 
     let (mut files, mut bytes) = (0, 0);
     for &ordinal in plan.segments.iter().chain(&plan.blank).rev() {
-        let copied = settled(source, &Found::read(source, ordinal)?)?;
+        let copied = Found::read(source, ordinal)?.settled_bytes(source)?;
         let path = target.segment(ordinal);
         let told = |op, source| Error::io(op, &path, source);
         let file = target.disk.create_new(&path).map_err(|source| told("create", source))?;
@@ -105,35 +127,6 @@ fn copy_file((path, file): (&Path, &dyn DiskFile), target: &Directory, to: &Path
     Ok(len)
 }
 
-/// The bytes of a segment that somebody may be writing to, as they were at one moment.
-///
-/// One writes at a time, each behind the one before. So once anything was seen at some place, all that was written before is whole, or
-/// is the same writer's: what looked torn is read once more, and nothing behind that place counts.
-fn settled(source: &Directory, found: &Found) -> Result<Vec<u8>> {
-    let mut bytes = found.bytes(source)?;
-    let seen = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    let beginning = bytes.get(LABEL_LEN..LABEL_LEN + BEGINNING_LEN).unwrap_or_default();
-    let mut end = SEGMENT_HEADER_LEN;
-    if let Ok(Some(Beginning { base, .. })) = Beginning::decode(beginning) {
-        let whole = |bytes: &[u8]| {
-            let mut frames = Frames::new(bytes, found.label.salt, base);
-            while let Ok(Some(_)) = frames.next() {}
-            frames.offset
-        };
-        end = whole(&bytes);
-        if end < seen {
-            let path = &found.path;
-            let file = source.disk.open(path).map_err(|source| Error::io("open", path, source))?;
-            read_exact_at(&*file, &mut bytes[end..seen], end as u64)
-                .map_err(|source| Error::io("read", path, source))?;
-            end = whole(&bytes);
-        }
-    }
-    // A record may well end with zeros.
-    bytes.truncate(end.max(seen));
-    Ok(bytes)
-}
-
 /// Reads a copy whole.
 fn prove(copy: &Directory) -> Result<Position> {
     let listed = Listed::read(copy)?;
@@ -145,13 +138,12 @@ fn prove(copy: &Directory) -> Result<Position> {
         file.verify()?;
         (from.position, from.time_ms) = (file.info().position, file.info().time_ms);
     }
-    let begun = |found: &&Found| !matches!(found.beginning, Begun::No);
-    let is_gap = found.iter().find(begun).is_some_and(|first| match &first.beginning {
-        Begun::Yes(beginning) => beginning.base.position.seq > from.position.seq,
-        _ => false,
+    let base = found.iter().find_map(|found| match &found.beginning {
+        Begun::Yes(beginning) => Some(beginning.base.position.seq),
+        _ => None,
     });
-    if is_gap {
-        return Err(Error::corrupt(&copy.path, 0, Fault::NoBase { base: from.position.seq }));
+    if let Some(base) = base.filter(|base| *base > from.position.seq) {
+        return Err(Error::corrupt(&copy.path, 0, Fault::NoBase { base }));
     }
     let recovered = Replay {
         directory: copy,
@@ -161,7 +153,7 @@ fn prove(copy: &Directory) -> Result<Position> {
         // Whether the line is the snapshot's the record at its Seq tells.
         is_on_line: &|_| true,
         until: Until::default(),
-        reads_ahead: false,
+        reads: Reads::Once,
     }
     .run(&mut Unapplied)?;
     let Recovered { base, .. } = recovered;
@@ -180,17 +172,12 @@ impl Apply for Unapplied {
         Ok(())
     }
 
-    fn history(&mut self, _: &RecordAt, _: &HistoryBody) {}
+    fn history(&mut self, _: &RecordAt, _: &HistoryBody) -> Applied {
+        Ok(())
+    }
 
     fn check(&mut self, _: u64) -> Applied {
         Ok(())
-    }
-}
-
-impl Listed {
-    /// Whether the files that mean something are the same.
-    fn is_as(&self, other: &Listed) -> bool {
-        self.segments == other.segments && self.snapshots == other.snapshots
     }
 }
 

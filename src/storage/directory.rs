@@ -73,6 +73,8 @@ pub(crate) struct Directory {
     pub(crate) path: PathBuf,
     pub(crate) identity: Identity,
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+    /// Whether it was not there before [`make`](Self::make).
+    is_made: bool,
 }
 
 impl Directory {
@@ -121,7 +123,13 @@ impl Directory {
             }
             identity => identity?,
         };
-        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(Some(lock)) })
+        Ok(Self {
+            disk,
+            path: path.to_owned(),
+            identity,
+            lock: Mutex::new(Some(lock)),
+            is_made: false,
+        })
     }
 
     /// The directory to be looked into: it is not locked, may belong to another process, and nothing in it is changed.
@@ -132,42 +140,79 @@ impl Directory {
         let own = path.join(IDENTITY);
         let file = disk.open(&own).map_err(|source| Error::io("open", &own, source))?;
         let identity = read_identity(&*file, &own)?;
-        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(None) })
+        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(None), is_made: false })
     }
 
-    /// Makes a new directory, which becomes a database by [`found`](Self::found).
+    /// Makes a new directory, which becomes a database by [`found`](Self::found) and is nobody else's until then.
     ///
     /// # Errors
-    /// [`Error::Io`] with `AlreadyExists` for one that holds anything.
+    /// [`Error::Io`] with `AlreadyExists` for one that holds anything, [`Error::Locked`] for one that somebody else is making.
     pub(crate) fn make(disk: Arc<dyn Disk>, path: &Path, dataset: [u8; 16]) -> Result<Self> {
         let told = |source| Error::io("create", path, source);
-        match disk.create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let names = disk.list(path).map_err(|source| Error::io("list", path, source))?;
-                if !names.is_empty() {
-                    return Err(told(error));
-                }
+        let refuse_used = || {
+            let names = disk.list(path).map_err(|source| Error::io("list", path, source))?;
+            match names.iter().all(|name| name == LOCK) {
+                true => Ok(()),
+                false => Err(told(io::ErrorKind::AlreadyExists.into())),
             }
-            made => made.map_err(told)?,
+        };
+        let is_made = match disk.create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                refuse_used()?;
+                false
+            }
+            made => made.map(|()| true).map_err(told)?,
+        };
+        let lock_path = path.join(LOCK);
+        let lock = disk.lock(&lock_path).map_err(|source| Error::io("lock", &lock_path, source));
+        let made = lock.and_then(|lock| {
+            let lock = Mutex::new(Some(lock.ok_or(Error::Locked { path: lock_path })?));
+            let identity = Identity { dataset, node: random_id()? };
+            let (disk, path) = (Arc::clone(&disk), path.to_owned());
+            Ok(Self { disk, path, identity, lock, is_made })
+        });
+        let made = made.inspect_err(|_| {
+            if is_made {
+                let _ = disk.remove_dir(path);
+            }
+        })?;
+        // Somebody may have made it his own before it was locked.
+        if let Err(error) = refuse_used() {
+            if is_made {
+                let _ = disk.remove(&path.join(LOCK));
+                let _ = disk.remove_dir(path);
+            }
+            return Err(error);
         }
-        let identity = Identity { dataset, node: random_id()? };
-        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(None) })
+        Ok(made)
+    }
+
+    /// Writes the identity that was found for it, over whatever has its name.
+    pub(crate) fn write_identity(&self) -> Result<()> {
+        create_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity.encode())
     }
 
     /// Makes durable what was put there, and then the identity, without which it can't be opened.
     pub(crate) fn found(&self) -> Result<()> {
         self.sync()?;
-        create_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity.encode())?;
+        self.write_identity()?;
         let parent = directory_of(&self.path);
-        self.disk.sync_dir(parent).map_err(|source| Error::io("sync", parent, source))
+        self.disk.sync_dir(parent).map_err(|source| Error::io("sync", parent, source))?;
+        self.release();
+        Ok(())
     }
 
-    /// Removes all that lies in it, and the directory: making it has failed, for a reason that is told elsewhere.
+    /// Removes what was put there: making it has failed, for a reason that is told elsewhere.
     pub(crate) fn unmake(&self) {
         for name in self.disk.list(&self.path).unwrap_or_default() {
-            let _ = self.disk.remove(&self.path.join(name));
+            if FileKind::of(&name) != FileKind::Other {
+                let _ = self.disk.remove(&self.path.join(name));
+            }
         }
-        let _ = self.disk.remove_dir(&self.path);
+        if self.is_made {
+            let _ = self.disk.remove_dir(&self.path);
+        }
+        self.release();
     }
 
     /// Lets another process have it: nothing is done here any more.

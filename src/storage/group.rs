@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::position::Seq;
 
+/// Nobody waits longer than this for others to come.
+const PATIENCE: Duration = Duration::from_millis(5);
+
 /// See the file's head.
 pub(crate) struct Group {
     /// Release when set, acquire when read: what is up to a Seq that is seen here is on the disk.
@@ -114,7 +117,7 @@ impl Group {
                     waiting.stage = Stage::Gathering;
                     // Those who were in the last sync are just being told and mostly come again at once: without a
                     // moment's patience they would miss this one, and each sync would serve half of them.
-                    Some(waiting.took / 4)
+                    Some((waiting.took / 4).min(PATIENCE))
                 }
             };
             let call = Arc::new(Call::default());

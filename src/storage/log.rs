@@ -81,6 +81,8 @@ struct Writer {
     unmarked: u64,
     next_len: u64,
     failure: Option<LogFailure>,
+    /// Counts how often the log began anew: a sync of the time before says nothing of it.
+    restarts: u64,
     finished: bool,
 }
 
@@ -137,6 +139,7 @@ impl Log {
                 unmarked: 0,
                 next_len: FIRST_SEGMENT_BYTES,
                 failure: None,
+                restarts: 0,
                 finished: false,
             }),
             written: AtomicU64::new(seq),
@@ -254,7 +257,7 @@ impl Log {
     /// Writes out the tail and syncs all that was written.
     fn sync_all(&self, commit: &Commit) -> Outcome<()> {
         let alone = lock(&self.syncing);
-        let (target, current) = {
+        let (target, current, restarts) = {
             let mut writer = lock(&self.writer);
             let file_of =
                 |segment: &Segment| (Arc::clone(&segment.path), Arc::clone(&segment.file));
@@ -262,7 +265,7 @@ impl Log {
             let before = before.map(file_of);
             self.write_tail(&mut writer, commit, Way::Call, false)?;
             let current = before.or_else(|| writer.current.as_ref().map(file_of));
-            (writer.base.position.seq, current)
+            (writer.base.position.seq, current, writer.restarts)
         };
         // Whatever was left before must be on the disk before what follows counts.
         if !planted(Bug::LeftUnsynced) {
@@ -272,7 +275,7 @@ impl Log {
             self.made_durable(target)?;
         }
         if let Some((path, file)) = current {
-            self.sync_file(commit, &path, &*file)?;
+            self.sync_file(commit, restarts, &path, &*file)?;
         }
         self.made_durable(target)
     }
@@ -286,9 +289,12 @@ impl Log {
         let file_of = |(left, last): &(Segment, Seq)| {
             (left.label.ordinal, Arc::clone(&left.path), Arc::clone(&left.file), *last)
         };
-        let left: Vec<_> = lock(&self.writer).unsynced.iter().map(file_of).collect();
+        let (left, restarts): (Vec<_>, u64) = {
+            let writer = lock(&self.writer);
+            (writer.unsynced.iter().map(file_of).collect(), writer.restarts)
+        };
         for (ordinal, path, file, last) in left {
-            self.sync_file(commit, &path, &*file)?;
+            self.sync_file(commit, restarts, &path, &*file)?;
             self.made_durable(last)?;
             let mut writer = lock(&self.writer);
             // A log that began anew meanwhile has forgotten it.
@@ -300,16 +306,26 @@ impl Log {
         Ok(())
     }
 
-    fn sync_file(&self, commit: &Commit, path: &Path, file: &dyn DiskFile) -> Outcome<()> {
+    fn sync_file(
+        &self,
+        commit: &Commit,
+        restarts: u64,
+        path: &Path,
+        file: &dyn DiskFile,
+    ) -> Outcome<()> {
         let synced = file.sync_data();
         if planted(Bug::FailedSyncIgnored) {
             return Ok(());
         }
-        synced.map_err(|source| {
-            let failure = LogFailure::new("sync", path, source);
-            self.fail(&mut lock(&self.writer), commit, &failure);
-            failure
-        })
+        let Err(source) = synced else { return Ok(()) };
+        let mut writer = lock(&self.writer);
+        if writer.restarts != restarts {
+            // The log began anew behind a snapshot meanwhile, which holds all that was in the file.
+            return Ok(());
+        }
+        let failure = LogFailure::new("sync", path, source);
+        self.fail(&mut writer, commit, &failure);
+        Err(failure)
     }
 
     /// All up to `seq` is on the disk, and what lies before it was before.
@@ -404,6 +420,7 @@ impl Log {
         self.written.store(seq.0, Ordering::Release);
         self.group.restart(seq);
         writer.failure = None;
+        writer.restarts += 1;
         commit.restart_log();
         drop(writer);
         match spare {

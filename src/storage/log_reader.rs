@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::OsDisk;
+use super::backup::{TRIES, may_have_moved};
 use super::directory::Directory;
 use super::recovery::{
-    Applied, Apply, ApplyError, Listed, RecordAt, RecoveryMode, Replay, Until, newest_run,
+    Applied, Apply, ApplyError, Listed, Reads, RecordAt, Recovered, RecoveryMode, Replay, Until,
+    newest_run,
 };
 use super::segment::{Begun, Found};
 use crate::error::{Error, Fault, Result};
@@ -153,7 +155,7 @@ pub enum LogEffect<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogEnd {
-    /// The last batch; if there is none in the log, that which it goes on from.
+    /// The last batch that was read; if there is none in the log, that which it goes on from.
     pub position: Position,
     /// When that was, in unix milliseconds.
     pub time_ms: u64,
@@ -192,11 +194,34 @@ impl LogReader {
 
     /// Shows every batch of the log, oldest first, each proven; to its end, or until `visit` has seen enough.
     ///
-    /// Of segments that do not belong together the newest are read. Cost: a pass over the files. Memory: a segment.
+    /// Of segments that do not belong together the newest are read. Of a log that goes on under the reader, what is new is read as well,
+    /// as far as it gets. Cost: a pass over the files. Memory: a segment.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where something that was durable can't be read.
+    /// [`Error::Io`]; [`Error::Corrupt`] where something that was durable can't be read.
     pub fn each(&self, visit: impl FnMut(&LogRecord<'_>) -> ControlFlow<()>) -> Result<LogEnd> {
+        let last = LogEnd { position: Position::default(), time_ms: 0, records: 0, torn_bytes: 0 };
+        let mut shown = Shown { visit, last, is_enough: false };
+        let mut tries = 0;
+        loop {
+            match self.replay(&mut shown) {
+                Err(Error::Cancelled) if shown.is_enough => return Ok(shown.last),
+                Err(error) if may_have_moved(&error, &self.directory) && tries < TRIES => {
+                    tries += 1
+                }
+                replayed => {
+                    let recovered = replayed?;
+                    let torn_bytes = recovered.torn.map_or(0, |torn| torn.bytes);
+                    let Base { position, time_ms, .. } = recovered.base;
+                    let records = shown.last.records;
+                    return Ok(LogEnd { position, time_ms, records, torn_bytes });
+                }
+            }
+        }
+    }
+
+    /// Reads what is there now; what was shown before is not shown again.
+    fn replay(&self, shown: &mut impl Apply) -> Result<Recovered> {
         let listed = Listed::read(&self.directory)?;
         let found = listed.segments.iter().map(|ordinal| Found::read(&self.directory, *ordinal));
         let found: Vec<Found> = found.collect::<Result<_>>()?;
@@ -206,31 +231,16 @@ impl LogReader {
             Begun::Yes(beginning) => Some(beginning.base),
             _ => None,
         });
-        let from = begun.unwrap_or_default();
-        let mut shown = Shown { visit, records: 0, is_enough: false };
-        let replayed = Replay {
+        Replay {
             directory: &self.directory,
             mode: RecoveryMode::TolerateTail,
             segments,
-            from,
+            from: begun.unwrap_or_default(),
             is_on_line: &|_| true,
             until: Until::default(),
-            reads_ahead: false,
+            reads: Reads::Settled,
         }
-        .run(&mut shown);
-        let records = shown.records;
-        match replayed {
-            Err(Error::Cancelled) if shown.is_enough => {
-                let Base { position, time_ms, .. } = from;
-                Ok(LogEnd { position, time_ms, records, torn_bytes: 0 })
-            }
-            replayed => {
-                let recovered = replayed?;
-                let torn_bytes = recovered.torn.map_or(0, |torn| torn.bytes);
-                let Base { position, time_ms, .. } = recovered.base;
-                Ok(LogEnd { position, time_ms, records, torn_bytes })
-            }
-        }
+        .run(shown)
     }
 }
 
@@ -296,18 +306,22 @@ impl<'a> LogEffect<'a> {
 /// Shows records instead of applying them.
 struct Shown<F> {
     visit: F,
-    records: u64,
+    /// The last one that was shown, and how many were.
+    last: LogEnd,
     is_enough: bool,
 }
 
 impl<F: FnMut(&LogRecord<'_>) -> ControlFlow<()>> Shown<F> {
-    fn show(&mut self, at: &RecordAt, kind: LogRecordKind<'_>) {
+    fn show(&mut self, at: &RecordAt, kind: LogRecordKind<'_>) -> Applied {
         let RecordAt { position, time_ms, segment, offset } = *at;
-        if !self.is_enough {
-            self.records += 1;
-            let record = LogRecord { position, time_ms, segment, offset, kind };
-            self.is_enough = (self.visit)(&record).is_break();
+        if self.last.records > 0 && position.seq <= self.last.position.seq {
+            return Ok(());
         }
+        let records = self.last.records + 1;
+        self.last = LogEnd { position, time_ms, records, torn_bytes: 0 };
+        let record = LogRecord { position, time_ms, segment, offset, kind };
+        self.is_enough = (self.visit)(&record).is_break();
+        if self.is_enough { Err(ApplyError::Error(Error::Cancelled)) } else { Ok(()) }
     }
 }
 
@@ -322,15 +336,11 @@ impl<F: FnMut(&LogRecord<'_>) -> ControlFlow<()>> Apply for Shown<F> {
             effect.map_err(|damage| ApplyError::Fault(damage.fault))?;
         }
         let bytes = body.len() as u64;
-        self.show(at, LogRecordKind::Batch { effects: LogEffects(effects), bytes });
-        match self.is_enough {
-            true => Err(ApplyError::Error(Error::Cancelled)),
-            false => Ok(()),
-        }
+        self.show(at, LogRecordKind::Batch { effects: LogEffects(effects), bytes })
     }
 
-    fn history(&mut self, at: &RecordAt, body: &HistoryBody) {
-        self.show(at, LogRecordKind::History { writer: body.writer });
+    fn history(&mut self, at: &RecordAt, body: &HistoryBody) -> Applied {
+        self.show(at, LogRecordKind::History { writer: body.writer })
     }
 
     fn check(&mut self, _: u64) -> Applied {

@@ -34,7 +34,7 @@ pub enum RecoveryMode {
     #[default]
     TolerateTail,
     /// As `TolerateTail`; and from files that this refuses, whatever can still be proven. What is lost is listed in the
-    /// [report](crate::OpenReport). Damaged files are moved to the folder `damaged`; what could be
+    /// [report](crate::OpenReport). All files are moved to the folder `salvaged`; what could be
     /// read is saved anew at once, under a history of its own: a replica can't take it for what it knew.
     ///
     /// What is missing may have belonged together with what is there. For when there is no backup.
@@ -136,10 +136,16 @@ pub(crate) fn plan(
     let snapshot = snapshots.iter().rev().find(|fact| fact.seq.is_some_and(reaches));
     let damaged = snapshots.iter().rev().find(|fact| fact.seq.is_none());
     let is_newest_damaged = snapshots.last().is_some_and(|newest| newest.seq.is_none());
+    // A log from the first batch on holds all by itself.
+    let is_complete = chain.first().is_some_and(|fact| {
+        matches!(&fact.begun, Begun::Yes(beginning)
+            if beginning.base.position.seq == Seq(0) && beginning.previous.is_none())
+    });
     match damaged {
         // It may have been the only one to hold something.
         Some(damaged)
-            if snapshot.is_none() || (is_newest_damaged && mode == RecoveryMode::Strict) =>
+            if (snapshot.is_none() && !is_complete)
+                || (is_newest_damaged && mode == RecoveryMode::Strict) =>
         {
             return Err(Refusal::Damaged { snapshot: damaged.ordinal });
         }
@@ -167,7 +173,7 @@ pub(crate) trait Apply {
     /// A batch that is not in the snapshot.
     fn batch(&mut self, record: &RecordAt, body: &[u8]) -> Applied;
     /// A history begins with `record`; the snapshot does not know of it.
-    fn history(&mut self, record: &RecordAt, body: &HistoryBody);
+    fn history(&mut self, record: &RecordAt, body: &HistoryBody) -> Applied;
     /// All batches up to here sum up to `fingerprint`.
     fn check(&mut self, fingerprint: u64) -> Applied;
 }
@@ -226,8 +232,17 @@ pub(crate) struct Replay<'a> {
     /// Whether a batch is one of those that led there.
     pub(crate) is_on_line: &'a (dyn Fn(Position) -> bool + Sync),
     pub(crate) until: Until,
-    /// Another thread reads the next segment meanwhile.
-    pub(crate) reads_ahead: bool,
+    pub(crate) reads: Reads,
+}
+
+/// How segments are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    Once,
+    /// Another thread reads the next one meanwhile.
+    Ahead,
+    /// As of one moment, though somebody may be writing.
+    Settled,
 }
 
 /// Where the log was found to end.
@@ -267,8 +282,15 @@ impl Replay<'_> {
     /// # Errors
     /// [`Error::Corrupt`] where something that was durable can't be read.
     pub(crate) fn run(&self, apply: &mut impl Apply) -> Result<Recovered> {
-        if !self.reads_ahead {
-            return self.run_with(apply, |at, _| self.segments[at].bytes(self.directory));
+        match self.reads {
+            Reads::Once => {
+                return self.run_with(apply, |at, _| self.segments[at].bytes(self.directory));
+            }
+            Reads::Settled => {
+                let read = |at: usize, _| self.segments[at].settled_bytes(self.directory);
+                return self.run_with(apply, read);
+            }
+            Reads::Ahead => {}
         }
         thread::scope(|scope| {
             let (give_back, spent) = bounded::<Vec<u8>>(2);
@@ -438,14 +460,11 @@ impl Replay<'_> {
                     }
                     let (time_ms, segment) = (header.time_ms, found.ordinal);
                     let record = RecordAt { position, time_ms, segment, offset: offset as u64 };
-                    match first {
+                    let applied = match first {
                         Some(first) => apply.history(&record, &first),
-                        None => {
-                            apply
-                                .batch(&record, body)
-                                .map_err(|error| told(found, offset, error))?;
-                        }
-                    }
+                        None => apply.batch(&record, body),
+                    };
+                    applied.map_err(|error| told(found, offset, error))?;
                 }
                 Item::Mark { seq, fingerprint } => {
                     if seq != frames.base.position.seq {
@@ -457,8 +476,7 @@ impl Replay<'_> {
                 }
                 Item::End { next } => {
                     if !self.segments.iter().any(|found| found.ordinal == next) {
-                        let fault = Fault::Foreign { field: "the next segment is missing, or it" };
-                        return Err(corrupt(offset, fault));
+                        return Err(corrupt(offset, NEXT_IS_MISSING));
                     }
                     frames.offset = offset;
                     let tear = Tear { at, offset, fault: None, is_end: true };
@@ -493,6 +511,9 @@ impl Replay<'_> {
     }
 }
 
+/// A segment names another as the one in which the log goes on, and it is not there.
+pub(crate) const NEXT_IS_MISSING: Fault =
+    Fault::Foreign { field: "the next segment is missing, or it" };
 const FOREIGN: Fault = Fault::Foreign { field: "log of another history than the snapshot" };
 
 /// Why reading a segment ended.

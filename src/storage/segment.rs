@@ -228,6 +228,34 @@ impl Found {
         Ok(bytes)
     }
 
+    /// The bytes of a segment that somebody may be writing to, as they were at one moment.
+    ///
+    /// One writes at a time, each behind the one before. So once anything was seen at some place, all that was written before is
+    /// whole, or is the same writer's: what looked torn is read once more, and nothing behind that place counts.
+    pub(crate) fn settled_bytes(&self, directory: &Directory) -> crate::Result<Vec<u8>> {
+        let mut bytes = self.bytes(directory)?;
+        let seen = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        // Where it ends: behind the last whole frame.
+        let end = |bytes: &[u8]| {
+            let beginning = bytes.get(LABEL_LEN..SEGMENT_HEADER_LEN).unwrap_or_default();
+            let Ok(Some(beginning)) = Beginning::decode(beginning) else { return LABEL_LEN };
+            let mut frames = Frames::new(bytes, self.label.salt, beginning.base);
+            while let Ok(Some(_)) = frames.next() {}
+            frames.offset
+        };
+        let mut whole = end(&bytes);
+        if whole < seen {
+            let told = |op, source| Error::io(op, &self.path, source);
+            let file = directory.disk.open(&self.path).map_err(|source| told("open", source))?;
+            read_exact_at(&*file, &mut bytes[whole..seen], whole as u64)
+                .map_err(|source| told("read", source))?;
+            whole = end(&bytes);
+        }
+        // A record may well end with zeros.
+        bytes.truncate(whole.max(seen).max(SEGMENT_HEADER_LEN));
+        Ok(bytes)
+    }
+
     /// Fills `bytes` with all its bytes.
     pub(crate) fn read_into(
         &self,

@@ -97,6 +97,13 @@ fn any_batch_that_was_kept_can_be_gone_back_to() {
         let disk = SimDisk::new();
         let clock = SimClock::new(1_000_000);
         let (db, states) = written(&disk, &clock, seed);
+        // Before all that was kept: nothing is made of it.
+        on(&disk).restore_from(&saved(&db)[..], "/alone").unwrap();
+        for point in [PointInTime::Time(1), PointInTime::Seq(Seq(1))] {
+            let early = on(&disk).restore("/alone", "/early", point);
+            assert!(matches!(early, Err(Error::OutOfReach { newest: None })), "{early:?}");
+            assert!(disk.list(Path::new("/early")).is_err());
+        }
         assert_eq!(db.backup(COPY).unwrap().position, db.position(), "seed {seed}");
         let restore = |point| {
             let to = format!("/to-{point:?}");
@@ -139,12 +146,17 @@ fn on_copy(disk: &SimDisk, seq: Seq) -> (Seq, Content) {
     (report.position.seq, content(&on(disk).open(&to).unwrap()))
 }
 
+fn saved(db: &Database) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    db.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();
+    bytes
+}
+
 #[test]
 fn a_directory_is_made_from_a_snapshot_that_comes_as_a_stream() {
     let disk = SimDisk::new();
     let (db, _) = written(&disk, &SimClock::new(1_000), 2);
-    let mut bytes = Vec::new();
-    db.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();
+    let bytes = saved(&db);
     let report = on(&disk).restore_from(&bytes[..], COPY).unwrap();
     assert_eq!(report.position, db.position());
     let copy = on(&disk).open(COPY).unwrap();
@@ -169,6 +181,17 @@ fn who_must_not_be_disturbed_is_not() {
     assert!(exists(&db.backup(COPY).unwrap_err()));
     assert!(exists(&db.backup(DIR).unwrap_err()));
     assert_eq!(disk.list(Path::new(COPY)).unwrap(), ["mine"]);
+    // Nor is one that somebody else is making, or has open.
+    let making =
+        disk.create_dir(Path::new("/making")).and_then(|()| disk.lock(Path::new("/making/lock")));
+    let making = making.unwrap().unwrap();
+    assert!(matches!(db.backup("/making"), Err(Error::Locked { .. })));
+    assert_eq!(disk.list(Path::new("/making")).unwrap(), ["lock"]);
+    drop(making);
+    db.backup("/making").unwrap();
+    let restored = on(&disk).open("/making").unwrap();
+    assert!(exists(&db.backup("/making").unwrap_err()));
+    assert!(content(&restored) == content(&db));
     // None of it is a database.
     assert!(matches!(on(&disk).backup(COPY, "/to"), Err(Error::Io { op: "open", .. })));
     assert!(matches!(on(&disk).backup("/nowhere", "/to"), Err(Error::Io { op: "open", .. })));
@@ -283,6 +306,18 @@ fn a_directory_that_is_written_to_is_copied_whole() {
         let _stops = Stops(&stop);
         for copy in 0..12 {
             let least: Vec<u64> = written.iter().map(|n| n.load(Ordering::Acquire)).collect();
+            // And whoever only reads the log is shown each batch once, in order.
+            let mut last = None;
+            let read = LogReader::open(dir.path("db")).and_then(|reader| {
+                reader.each(|record| {
+                    let seq = record.position.seq.0;
+                    assert!(last.is_none_or(|last| seq == last + 1), "{seq} behind {last:?}");
+                    last = Some(seq);
+                    ControlFlow::Continue(())
+                })
+            });
+            // All of it may have gone into a snapshot under the reader.
+            assert!(matches!(read, Ok(_) | Err(Error::Io { op: "open", .. })), "{read:?}");
             let to = dir.path(&format!("copy{copy}"));
             Database::builder().backup(dir.path("db"), &to).unwrap();
             let most: Vec<u64> = written.iter().map(|n| n.load(Ordering::Acquire)).collect();
@@ -340,6 +375,8 @@ fn the_log_tells_what_was_done() {
     data.insert("a", "1").unwrap();
     data.remove("a").unwrap();
     data.delete_range("b".."c").unwrap();
+    data.insert("b", "1").unwrap();
+    data.delete_range("b".."c").unwrap();
     data.insert("c", "2").unwrap();
     let mut batch = db.batch();
     batch.insert(&data, "d", "3");
@@ -370,6 +407,8 @@ fn the_log_tells_what_was_done() {
             "put 0 [100, 97, 116, 97]",
             "put 1 [97]",
             "remove 1 [97]",
+            "put 1 [98]",
+            "RemoveRange { keyspace: 1, low: [98], high: Some([99]) }",
             "put 1 [99]",
             "remove 1 [99]",
             "put 1 [100]",
@@ -380,7 +419,8 @@ fn the_log_tells_what_was_done() {
         seen += 1;
         if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    assert_eq!(stopped.unwrap().records, 3);
+    let stopped = stopped.unwrap();
+    assert_eq!((stopped.records, stopped.position.seq), (3, Seq(3)));
     let begun = reader.segments().filter(|segment| segment.is_ok()).count();
     assert!(begun >= 1);
     // Damage is told with its place.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use stillframe::simulation::{CallKind, Disk, DiskFault, Random, SimDisk};
 use stillframe::{
-    Builder, Compression, Database, Durability, Error, Lost, LostRange, RecoveryMode, SaveOptions,
-    Seq,
+    Builder, Compression, Database, Durability, Error, Fault, Lost, LostRange, RecoveryMode,
+    SaveOptions, Seq,
 };
 
 const DIR: &str = "/db";
@@ -26,6 +26,14 @@ fn on(disk: &SimDisk) -> Builder {
 struct Written {
     disk: SimDisk,
     entries: BTreeMap<Vec<u8>, (Seq, Vec<u8>)>,
+    /// A file was cut: if that was behind a whole record of the last segment, nothing tells that there was more.
+    is_cut: bool,
+}
+
+impl Written {
+    fn fork(&self) -> Self {
+        Written { disk: self.disk.fork(), entries: self.entries.clone(), is_cut: false }
+    }
 }
 
 /// Writes `count` batches; saves behind each of `saves`.
@@ -46,14 +54,17 @@ fn write(count: u64, saves: &[u64], long: bool) -> Written {
         }
     }
     db.close().unwrap();
-    Written { disk, entries }
+    Written { disk, entries, is_cut: false }
 }
 
 /// Opens what is left and compares: right values, and nothing missing that is not listed.
 fn check(written: &Written, what: &str) -> Vec<LostRange> {
-    let Written { disk, entries } = written;
-    let db = on(disk).recovery(RecoveryMode::Salvage).open(DIR);
-    let db = db.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let Written { disk, entries, .. } = written;
+    let db = match on(disk).recovery(RecoveryMode::Salvage).open(DIR) {
+        // What may be of a newer release is not taken for damage.
+        Err(Error::Corrupt { what: Fault::Version { .. }, .. }) => return Vec::new(),
+        db => db.unwrap_or_else(|error| panic!("{what}: {error}")),
+    };
     let report = db.open_report().unwrap().clone();
     let mut found = BTreeMap::new();
     for name in db.keyspaces().unwrap() {
@@ -81,7 +92,7 @@ fn check(written: &Written, what: &str) -> Vec<LostRange> {
             _ => false,
         });
         // What a writer leaves when it dies looks like that, and so it is told.
-        let is_torn = *seq > report.position.seq && report.torn_bytes > 0;
+        let is_torn = *seq > report.position.seq && (report.torn_bytes > 0 || written.is_cut);
         assert!(
             is_listed || is_torn,
             "{what}: {key:?} of batch {seq} is missing, listed are {:#?}",
@@ -122,9 +133,8 @@ fn corrupt(disk: &SimDisk) -> bool {
 #[test]
 fn a_directory_that_is_whole_is_opened_as_ever() {
     let written = write(100, &[60], false);
-    let before = written.disk.files();
     assert_eq!(check(&written, "whole"), []);
-    assert!(before.iter().all(|path| !path.starts_with("/db/salvaged")));
+    assert!(written.disk.files().iter().all(|path| !path.starts_with("/db/salvaged")));
 }
 
 #[test]
@@ -139,9 +149,13 @@ fn a_damaged_record_costs_its_own_batch() {
         panic!("{lost:#?}");
     };
     assert_eq!((path, before.unwrap().0), (first, after.0 + 2));
-    // The evidence is still there.
+    // The evidence is still there, and what is lost is written down.
     let aside = Path::new("/db/salvaged").join(first.file_name().unwrap());
     assert!(written.disk.files().contains(&aside));
+    let page = written.disk.contents(Path::new("/db/salvaged/lost.txt")).unwrap();
+    let page = String::from_utf8(page).unwrap();
+    let batch = after.0 + 1;
+    assert!(page.starts_with(&format!("batches {batch} to {batch}: {}", path.display())), "{page}");
 }
 
 #[test]
@@ -161,11 +175,11 @@ fn a_damaged_block_of_the_only_snapshot_costs_its_range() {
         let middle = written.disk.contents(second).unwrap().len() / 3;
         written.disk.edit(second, |bytes| bytes[middle] ^= 1).unwrap();
         // There is an older one with all of its log.
-        let untouched = Written { disk: written.disk.fork(), entries: written.entries.clone() };
+        let untouched = written.fork();
         assert_eq!(check(&untouched, "an older one does"), []);
 
         // The older one is whole, and the log no longer goes on from it: what is left of the newer holds more.
-        let cut_short = Written { disk: written.disk.fork(), entries: written.entries.clone() };
+        let cut_short = written.fork();
         let oldest = segments(&cut_short.disk)[..2].to_vec();
         oldest.iter().for_each(|path| cut_short.disk.remove(path).unwrap());
         let lost = check(&cut_short, "an older one does not");
@@ -178,6 +192,59 @@ fn a_damaged_block_of_the_only_snapshot_costs_its_range() {
         let lost = check(&written, "one block");
         assert!(matches!(&lost[..], [LostRange { what: Lost::Entries { .. }, .. }]), "{lost:#?}");
     }
+}
+
+#[test]
+fn a_log_from_the_first_batch_on_needs_no_snapshot() {
+    let disk = SimDisk::new();
+    let builder = || on(&disk).keep_log(1 << 30, std::time::Duration::ZERO);
+    let db = builder().open(DIR).unwrap();
+    let data = db.keyspace("data").unwrap();
+    (0..200_u32).for_each(|n| data.insert(n.to_be_bytes(), [7; 100]).unwrap());
+    db.compact_log(SaveOptions::default()).unwrap();
+    let (seq, expected) = (db.seq(), db.snapshot().unwrap().fingerprint());
+    drop((data, db));
+    let snapshot = snapshots(&disk).pop().unwrap();
+    let middle = disk.contents(&snapshot).unwrap().len() / 2;
+    disk.edit(&snapshot, |bytes| bytes[middle] ^= 1).unwrap();
+    let db = builder().open(DIR).unwrap();
+    assert_eq!((db.seq(), db.snapshot().unwrap().fingerprint()), (seq, expected));
+    assert_eq!(db.open_report().unwrap().damaged_snapshots.len(), 1);
+    drop(db);
+    // A log that ends before the snapshot did is not all.
+    let last = segments(&disk).pop().unwrap();
+    disk.edit(&last, |bytes| bytes.truncate(5_000)).unwrap();
+    assert!(matches!(builder().open(DIR), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn a_snapshot_without_its_log_may_lack_what_came_then() {
+    let written = write(100, &[99], false);
+    segments(&written.disk).iter().for_each(|path| written.disk.remove(path).unwrap());
+    let lost = check(&written, "no log");
+    assert!(matches!(&lost[..], [LostRange { what: Lost::Batches { before: None, .. }, .. }]));
+}
+
+#[test]
+fn a_log_of_another_history_is_not_put_on_a_snapshot() {
+    let written = write(150, &[100], false);
+    let other = write(150, &[100], false);
+    // The identity is the other's, as of one who copied files about.
+    let copy = |from: &Path| other.disk.contents(from).unwrap();
+    written
+        .disk
+        .edit(Path::new("/db/identity"), |bytes| *bytes = copy(Path::new("/db/identity")))
+        .unwrap();
+    for path in segments(&written.disk) {
+        written.disk.remove(&path).unwrap();
+    }
+    for path in segments(&other.disk) {
+        let file = written.disk.create_new(&path).unwrap();
+        file.write_at(&copy(&path), 0).unwrap();
+    }
+    assert!(corrupt(&written.disk));
+    let lost = check(&written, "another's log");
+    assert!(!lost.is_empty());
 }
 
 #[test]
@@ -250,7 +317,7 @@ fn whatever_is_damaged_what_is_missing_is_listed() {
     for seed in seed..seed + count {
         let mut random = Random::new(seed);
         let saves: &[u64] = [&[][..], &[60], &[50, 150], &[199]][random.below(4) as usize];
-        let written = write(200, saves, random.one_in(3));
+        let mut written = write(200, saves, random.one_in(3));
         let disk = &written.disk;
         let mut files = [segments(disk), snapshots(disk)].concat();
         files.push("/db/identity".into());
@@ -290,6 +357,7 @@ fn whatever_is_damaged_what_is_missing_is_listed() {
         if snapshots(disk).is_empty() && segments(disk).iter().all(is_blank) {
             continue;
         }
+        written.is_cut = done.iter().any(|(_, kind, ..)| *kind == 1);
         check(&written, &format!("seed {seed}, {done:?}"));
     }
 }
@@ -305,16 +373,27 @@ fn a_salvage_that_is_cut_off_is_done_again() {
     let whole = written.disk.fork();
     let first = on(&whole).recovery(RecoveryMode::Salvage).open(DIR).unwrap();
     let expected = first.snapshot().unwrap().fingerprint();
+    let lost = first.open_report().unwrap().lost.clone();
     let changes = whole.change_count();
     drop(first);
     for count in 0..=changes {
         for seed in 0..3 {
             let point = whole.crash_point(count);
             let left = point.image(&point.draw(&mut Random::new(seed)));
+            // Either it is as damaged as it was, or all is done.
+            let usual = on(&left.fork()).open(DIR);
             let again = on(&left).recovery(RecoveryMode::Salvage).open(DIR);
             let again = again.unwrap_or_else(|error| panic!("cut at {count}, {seed}: {error}"));
             let got = again.snapshot().unwrap().fingerprint();
             assert_eq!(got, expected, "cut at {count} of {changes}, {seed}");
+            let again = &again.open_report().unwrap().lost;
+            match usual {
+                Ok(db) => {
+                    assert_eq!(db.snapshot().unwrap().fingerprint(), expected);
+                    assert_eq!(*again, [], "cut at {count} of {changes}, {seed}");
+                }
+                Err(_) => assert_eq!(*again, lost, "cut at {count} of {changes}, {seed}"),
+            }
         }
     }
 }

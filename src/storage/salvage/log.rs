@@ -5,10 +5,12 @@
 
 use super::{Lost, LostRange, bytes_of};
 use crate::error::{Error, Fault, Result};
+use crate::format::KEYSPACE_ID_LEN;
+use crate::format::codec::{Damage, Decoded};
 use crate::format::log::{
     END_LEN, Frame, Framed, LABEL_LEN, MARK_LEN, RECORD_FRAME_LEN, SEGMENT_HEADER_LEN,
 };
-use crate::format::record::{Effects, HistoryBody, RecordHeader, RecordKind};
+use crate::format::record::{Effect, Effects, HistoryBody, RecordHeader, RecordKind};
 use crate::position::{HistoryId, Position, Seq};
 use crate::storage::directory::Directory;
 use crate::storage::recovery::{Apply, ApplyError, RecordAt};
@@ -23,7 +25,13 @@ pub(crate) struct LogSalvage<'a> {
     last: Seq,
     pub(crate) time_ms: u64,
     chain: Option<u32>,
-    history: HistoryId,
+    /// The history of the snapshot, and that of the records that are read, where that is known.
+    from_history: HistoryId,
+    history: Option<HistoryId>,
+    /// The last batch that was read, whether it counts or not; its history, where that is known, is `history`.
+    read: Seq,
+    /// The log is not that of the snapshot: nothing more of it counts.
+    is_foreign: bool,
     /// There were batches up to this one.
     known: Seq,
     /// Bytes that could not be used since the last record that could.
@@ -63,7 +71,10 @@ impl<'a> LogSalvage<'a> {
             last: seq,
             time_ms,
             chain: None,
-            history,
+            from_history: history,
+            history: None,
+            read: Seq(0),
+            is_foreign: false,
             known: seq,
             gap: None,
             is_cut_short: false,
@@ -93,7 +104,7 @@ impl<'a> LogSalvage<'a> {
             self.segment(segments, at, apply)?;
             done();
         }
-        if self.known > self.last || self.is_cut_short {
+        if self.known > self.last || self.is_cut_short || self.is_foreign {
             let before = Seq(self.known.0.saturating_add(1));
             // Behind bytes that can't be read, or a segment that is missing, nobody knows what came.
             let is_open = self.is_cut_short || self.gap.is_some();
@@ -114,7 +125,10 @@ impl<'a> LogSalvage<'a> {
         let found = &segments[at];
         match &found.beginning {
             Begun::Yes(beginning) => {
-                self.known = self.known.max(beginning.durable).max(beginning.base.position.seq);
+                let position = beginning.base.position;
+                self.known = self.known.max(beginning.durable).max(position.seq);
+                self.history = Some(position.history);
+                self.read = position.seq;
             }
             Begun::No => {}
             Begun::Unclear { fault } => self.astray(at, LABEL_LEN, 1, fault.clone()),
@@ -161,6 +175,16 @@ impl<'a> LogSalvage<'a> {
         gap.bytes += bytes;
     }
 
+    /// The batch at the snapshot's Seq must be of the snapshot's history.
+    fn check_history(&mut self, at: usize, offset: usize, history: Option<HistoryId>) {
+        let is_other = history.is_some_and(|history| history != self.from_history);
+        if is_other && !self.is_foreign {
+            self.is_foreign = true;
+            let fault = Fault::Foreign { field: "log of another history than the snapshot" };
+            self.astray(at, offset, 0, fault);
+        }
+    }
+
     fn lose(&mut self, segments: &[Found], gap: Option<Gap>, before: Option<Seq>) {
         let Some(Gap { found, offset, bytes, fault }) = gap else { return };
         let path = segments[found].path.clone();
@@ -182,18 +206,27 @@ impl<'a> LogSalvage<'a> {
             RecordKind::History => HistoryBody::decode(body).ok(),
             RecordKind::Batch => None,
         };
-        if let Some(first) = &first {
-            self.history = first.history;
+        // Behind a gap nobody knows, before another history begins.
+        let own = self.history.filter(|_| seq.0 == self.read.0 + 1);
+        let own = first.as_ref().map(|first| first.history).or(own);
+        match self.from {
+            Seq(0) => {}
+            from if from == seq => self.check_history(at, offset, own),
+            from if from == self.read => self.check_history(at, offset, self.history),
+            _ => {}
         }
+        (self.read, self.history) = (seq, own);
         if seq <= self.from {
             // In the snapshot; and so is whatever lies damaged before it.
-            (self.gap, self.is_cut_short) = (None, false);
+            if !self.is_foreign {
+                (self.gap, self.is_cut_short) = (None, false);
+            }
             self.chain = (seq == self.from).then_some(header.chain);
             return Ok(());
         }
         let is_next = seq.0 == self.last.0 + 1;
         let follows = |chain| header.check_place(chain, self.last).is_ok();
-        if seq <= self.last || (is_next && !self.chain.is_none_or(follows)) {
+        if self.is_foreign || seq <= self.last || (is_next && !self.chain.is_none_or(follows)) {
             // Of another history, left by somebody who should not have.
             let fault = Fault::Foreign { field: "record that does not follow the one before" };
             self.astray(at, offset, (RECORD_FRAME_LEN + body.len()) as u64, fault);
@@ -208,7 +241,7 @@ impl<'a> LogSalvage<'a> {
         (self.last, self.chain) = (seq, Some(header.chain));
         self.time_ms = self.time_ms.max(time_ms);
         self.batches += 1;
-        let position = Position { history: self.history, seq };
+        let position = Position { history: self.history.unwrap_or_default(), seq };
         let record = RecordAt { position, time_ms, segment: found.ordinal, offset: offset as u64 };
         if header.kind == RecordKind::History {
             return Ok(());
@@ -254,7 +287,23 @@ fn check(header: &RecordHeader, body: &[u8]) -> std::result::Result<(), Fault> {
     match header.kind {
         RecordKind::History => HistoryBody::decode(body).map(drop),
         // All of a batch or nothing.
-        RecordKind::Batch => Effects::new(body).try_for_each(|effect| effect.map(drop)),
+        RecordKind::Batch => Effects::new(body).try_for_each(|effect| match effect? {
+            Effect::Put { key, value, expire_at } => check_name(key, value, expire_at),
+            _ => Ok(()),
+        }),
     }
     .map_err(|damage| damage.fault)
+}
+
+/// What a keyspace is called can be loaded again.
+fn check_name(key: &[u8], value: &[u8], expire_at: u64) -> Decoded<()> {
+    let Some((&[0, 0, 0, 0], name)) = key.split_first_chunk::<KEYSPACE_ID_LEN>() else {
+        return Ok(());
+    };
+    let is_name = (1..=crate::MAX_KEYSPACE_NAME_LEN).contains(&name.len())
+        && std::str::from_utf8(name).is_ok()
+        && value.len() == 4
+        && value != [0; 4]
+        && expire_at == 0;
+    if is_name { Ok(()) } else { Err(Damage::new(0, Fault::Text)) }
 }

@@ -13,7 +13,7 @@ use crate::format::block::{FRAME_LEN, Frame, Kind};
 use crate::format::codec::{Damage, Decoded, equal};
 use crate::format::leaves::{Large, Leaves, Stored, chunk_count};
 use crate::format::snapshot::{FOOTER_LEN, FileId, Footer, HEADER_LEN, Header};
-use crate::position::Position;
+use crate::position::{Position, Seq};
 use crate::storage::reader::check_chunk;
 use crate::storage::{Disk, DiskFile};
 
@@ -98,6 +98,14 @@ pub(crate) fn salvage_snapshot(
     }
     lost.extend(gaps(&mut bytes, path, &file_id, tiles));
     Ok(Some(SalvagedSnapshot { cut, lost }))
+}
+
+/// The last batch in a snapshot that may be damaged, if either end of the file tells.
+pub(crate) fn stated_seq(disk: &dyn Disk, path: &Path) -> Option<Seq> {
+    let file = disk.open(path).ok()?;
+    let len = file.len().ok()?;
+    let mut bytes = Window { file, len, start: 0, bytes: Vec::new() };
+    bytes.ends().map(|(_, (position, _))| position.seq)
 }
 
 /// A leaf block that was found, with the chunks before it.
