@@ -34,10 +34,11 @@ pub enum RecoveryMode {
     #[default]
     TolerateTail,
     /// As `TolerateTail`; and from files that this refuses, whatever can still be proven. What is lost is listed in the
-    /// [report](crate::OpenReport). All files are moved to the folder `salvaged`; what could be
-    /// read is saved anew at once, under a history of its own: a replica can't take it for what it knew.
+    /// [report](crate::OpenReport::lost). All files move to the folder `salvaged`, beside a page `lost.txt` with that list; what could
+    /// be read is saved anew at once, under a history of its own: a replica can't take it for what it knew.
     ///
-    /// What is missing may have belonged together with what is there. For when there is no backup.
+    /// What is missing may have belonged together with what is there. For when there is no backup. Files that may be of a
+    /// newer release are left alone.
     Salvage,
 }
 
@@ -491,23 +492,31 @@ impl Replay<'_> {
         let Tear { at, offset, fault, is_end } = tear;
         let (found, behind) = (&self.segments[at], &self.segments[at + 1..]);
         let mut durable = durable_behind(bytes, found.label.salt, offset);
+        // Up to the last byte that is not zero.
+        let written_from = |bytes: &[u8], from: usize| {
+            let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            end.saturating_sub(from) as u64
+        };
+        let mut written_later = 0;
         for later in behind {
             if let Begun::Yes(beginning) = &later.beginning {
                 durable = durable.max(beginning.durable);
             }
             let bytes = later.bytes(self.directory)?;
             durable = durable.max(durable_behind(&bytes, later.label.salt, SEGMENT_HEADER_LEN));
+            written_later += written_from(&bytes, LABEL_LEN);
         }
         let last = recovered.base.position.seq;
-        let rest = bytes.get(offset..).unwrap_or_default();
-        let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
+        let written = written_from(bytes, offset);
         let is_torn = behind.iter().any(has_begun) || written > 0;
         if durable > last || (self.mode == RecoveryMode::Strict && is_torn && !is_end) {
             let cause = fault.unwrap_or(Fault::Missing);
             let fault = Fault::LogEnds { last, durable, cause: Box::new(cause) };
             return Err(Error::corrupt(&found.path, offset as u64, fault));
         }
-        Ok(Torn { at, offset, bytes: if is_end { 0 } else { written } })
+        // What ends in good order has its end here.
+        let written = if is_end { 0 } else { written };
+        Ok(Torn { at, offset, bytes: written + written_later })
     }
 }
 
