@@ -60,7 +60,8 @@ pub enum PointInTime {
     Latest,
     /// That after this batch, which must have been kept.
     Seq(Seq),
-    /// That at this time, in unix milliseconds: with all batches up to it, the whole last millisecond included.
+    /// That at this time, in unix milliseconds: with all batches up to it, the whole last millisecond included. Out of reach is
+    /// what lies before the oldest snapshot was taken, though the last batch in that may be older, unless the log goes back further.
     Time(u64),
 }
 
@@ -81,11 +82,12 @@ impl Builder {
     /// [restored](Builder::restore) to any batch in that log.
     ///
     /// Nobody waits for it and nothing in `source` is changed. The copy holds all that had left its writer's process
-    /// (see [`Durability::Os`](crate::Durability::Os)) when this was called, and is proven before it counts: until then it has no
-    /// identity and can't be opened. Memory: a segment of the log.
+    /// (see [`Durability::Os`](crate::Durability::Os)) when this was called, and is proven before it counts: it gets its identity last, and
+    /// files without one are not opened. Memory: a segment of the log.
     ///
     /// # Errors
-    /// [`Error::Io`], with `AlreadyExists` if `target` is there and not empty; [`Error::Corrupt`] if `source` is damaged. Nothing of a
+    /// [`Error::Io`], with `AlreadyExists` if `target` is there and not empty; [`Error::Locked`] if somebody else is making it;
+    /// [`Error::Corrupt`] if `source` is damaged, of the copy where it was found there. Nothing of a
     /// copy that failed stays.
     pub fn backup(
         &self,
