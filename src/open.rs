@@ -24,8 +24,8 @@ use crate::storage::directory::Directory;
 use crate::storage::load::{Loaded, load_file};
 use crate::storage::log::{Closed, FIRST_SEGMENT_BYTES, Log};
 use crate::storage::recovery::{
-    ApplyError, Listed, Plan, Reads, Recovered, RecoveryMode, Refusal, Replay, SnapshotFact, Until,
-    is_on, plan, settle,
+    Listed, Plan, Reads, Recovered, RecoveryMode, Refusal, Replay, SnapshotFact, Until, is_on,
+    plan, settle,
 };
 use crate::storage::salvage::fault_of;
 use crate::storage::salvage::snapshot::stated_seq;
@@ -141,8 +141,7 @@ impl Read {
     pub(crate) fn new(builder: &Builder, directory: &Directory, until: Until) -> Result<Self> {
         let (began, mode) = (Instant::now(), builder.recovery);
         let listed = Listed::read(directory)?;
-        let found = listed.segments.iter().map(|ordinal| Found::read(directory, *ordinal));
-        let found: Vec<Found> = found.collect::<Result<_>>()?;
+        let found = Found::all(directory, &listed)?;
         let facts: Vec<_> = found.iter().map(Found::fact).collect();
         let mut snapshots = Snapshots::open(directory, &listed.snapshots, until);
         let (plan, loaded) = loop {
@@ -186,17 +185,16 @@ impl Read {
         };
         let recovered = replay.run(&mut replayer)?;
         let batches = replayer.batches;
-        replayer.finish(&recovered.base).map_err(|error| match error {
-            ApplyError::Error(error) => error,
-            ApplyError::Fault(fault) => {
-                let last = recovered.closed.last();
-                let end = last.map(|last| (directory.segment(last.ordinal), last.bytes));
-                let (path, offset) = end.unwrap_or_else(|| (directory.path.clone(), 0));
-                Error::corrupt(&path, offset, fault)
-            }
+        replayer.finish(&recovered.base).map_err(|error| {
+            let last = recovered.closed.last();
+            let end = last.map(|last| (directory.segment(last.ordinal), last.bytes));
+            let (path, offset) = end.unwrap_or_else(|| (directory.path.clone(), 0));
+            error.at(&path, offset)
         })?;
         progress.end();
-        if let Some(error) = snapshots.more_than(plan.snapshot, recovered.base.position.seq) {
+        let reached = recovered.base.position.seq;
+        let is_enough = recovered.is_enough || reached >= until.seq;
+        if !is_enough && let Some(error) = snapshots.more_than(plan.snapshot, reached) {
             return Err(error);
         }
         let report = OpenReport {

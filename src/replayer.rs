@@ -13,6 +13,7 @@ use crate::open::Content;
 use crate::position::{Position, Seq};
 use crate::progress::Progress;
 use crate::storage::recovery::{Applied, Apply, ApplyError, RecordAt};
+use crate::storage::walk::catalogue_entry;
 use crate::tree::{BatchOp, Changes, RangeDelete, new_value};
 use crate::{Fault, Result};
 
@@ -81,7 +82,7 @@ impl<'a> Replayer<'a> {
     fn add(&mut self, key: &[u8], put: Option<(&[u8], u64)>) -> std::result::Result<(), Fault> {
         let id = id_of(key);
         if id == CATALOGUE_ID {
-            self.rename(&key[PREFIX_LEN..], put)?;
+            self.rename(key, put)?;
         }
         let slot = self.content.catalogue.slot(&self.content.tree, id);
         let start = self.bytes.len();
@@ -95,19 +96,16 @@ impl<'a> Replayer<'a> {
     }
 
     /// A keyspace gets its name, or loses it.
-    fn rename(&mut self, name: &[u8], put: Option<(&[u8], u64)>) -> std::result::Result<(), Fault> {
-        let name = std::str::from_utf8(name).map_err(|_| Fault::Text)?.to_owned();
-        let Some((value, _)) = put else {
-            self.content.catalogue.names.remove(&name);
+    fn rename(&mut self, key: &[u8], put: Option<(&[u8], u64)>) -> std::result::Result<(), Fault> {
+        let Some((value, expire_at)) = put else {
+            let name = std::str::from_utf8(&key[PREFIX_LEN..]).map_err(|_| Fault::Text)?;
+            self.content.catalogue.names.remove(name);
             return Ok(());
         };
-        let id = value.try_into().map(u32::from_le_bytes).unwrap_or(CATALOGUE_ID);
-        if id == CATALOGUE_ID {
-            let (got, min, max) = (id.into(), 1, u32::MAX.into());
-            return Err(Fault::Range { field: "id of a keyspace", got, min, max });
+        if let Some((name, id)) = catalogue_entry(key, Some(value), expire_at)? {
+            let slot = self.content.catalogue.slot(&self.content.tree, id);
+            self.content.catalogue.names.insert(name.to_owned(), (id, slot));
         }
-        let slot = self.content.catalogue.slot(&self.content.tree, id);
-        self.content.catalogue.names.insert(name, (id, slot));
         Ok(())
     }
 

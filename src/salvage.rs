@@ -23,11 +23,11 @@ use crate::replayer::Replayer;
 use crate::saver::LastSave;
 use crate::storage::directory::Directory;
 use crate::storage::log::{Log, Start};
-use crate::storage::recovery::{Apply, ApplyError, Listed, SnapshotFact, Until};
+use crate::storage::recovery::{Apply, Listed, SnapshotFact, Until, first_base};
 use crate::storage::salvage::log::LogSalvage;
 use crate::storage::salvage::snapshot::salvage_snapshot;
 use crate::storage::salvage::{Lost, LostKey, LostRange, fault_of, identity, is_damage, set_aside};
-use crate::storage::segment::{Begun, Found};
+use crate::storage::segment::Found;
 use crate::{Error, Fault, Result};
 
 /// Opens the directory as usual if that can be done, and else with what of it can be proven.
@@ -44,7 +44,7 @@ pub(crate) fn open(builder: Builder, path: &Path) -> Result<Database> {
     match Read::new(&builder, &directory, Until::default()) {
         Ok(mut read) => {
             if !lost.is_empty() {
-                directory.write_identity()?;
+                directory.replace_identity()?;
             }
             let disk = Arc::clone(&builder.disk);
             let damaged: Vec<_> =
@@ -107,7 +107,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     let mut replayer = Replayer::new(&mut content, threads, &silent);
     let mut log = LogSalvage::new(&directory, from, from_ms);
     log.run(&segments, &mut replayer, || progress.add(1))?;
-    replayer.flush().map_err(|error| told(&directory.path, error))?;
+    replayer.flush().map_err(|error| error.at(&directory.path, 0))?;
     drop(replayer);
     let (end, time_ms, batches) = (log.end(), log.time_ms, log.batches);
     let torn_bytes = log.torn_bytes();
@@ -122,7 +122,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     if end == Seq(0) {
         position = Position::default();
     }
-    name_all(&mut content, (position, time_ms))?;
+    name_all(&mut content, (position, time_ms), &directory.path)?;
     content.tree.commit.skip_to(position, time_ms);
     content.lineage.clear();
     if position.seq > Seq(0) {
@@ -152,7 +152,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
         .collect();
     let (disk, path) = (Arc::clone(&directory.disk), directory.path.clone());
     if !has_identity {
-        directory.write_identity()?;
+        directory.replace_identity()?;
     }
     let base = Base { position, time_ms, chain: 0 };
     let start =
@@ -164,13 +164,6 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     database.saver()?.found()?;
     set_aside(&*disk, &path, &old, &kept)?;
     Ok(database)
-}
-
-fn told(path: &Path, error: ApplyError) -> Error {
-    match error {
-        ApplyError::Error(error) => error,
-        ApplyError::Fault(fault) => Error::corrupt(path, 0, fault),
-    }
 }
 
 /// The state that the log is applied to, if there is any snapshot to begin with.
@@ -185,10 +178,7 @@ fn base(
     lost: &mut Vec<LostRange>,
 ) -> Result<Option<Content>> {
     let facts: Vec<_> = snapshots.facts.iter().rev().copied().collect();
-    let log_base = segments.iter().find_map(|found| match &found.beginning {
-        Begun::Yes(beginning) => Some(beginning.base.position.seq),
-        _ => None,
-    });
+    let log_base = first_base(segments).map(|base| base.position.seq);
     let newest = facts.first().map(|fact| fact.ordinal);
     let reaches = |fact: &SnapshotFact| {
         Some(fact.ordinal) == newest || log_base.is_none_or(|base| fact.seq >= Some(base))
@@ -254,9 +244,9 @@ fn part(
     let mut replayer = Replayer::new(&mut content, threads, &silent);
     let salvaged = salvage_snapshot(&*directory.disk, path, |entry| {
         let put = replayer.put(entry.cut, entry.key, entry.value, entry.expire_at);
-        put.map_err(|error| told(path, error))
+        put.map_err(|error| error.at(path, 0))
     })?;
-    replayer.flush().map_err(|error| told(path, error))?;
+    replayer.flush().map_err(|error| error.at(path, 0))?;
     drop(replayer);
     let Some(mut salvaged) = salvaged else {
         let path = path.to_owned();
@@ -270,7 +260,7 @@ fn part(
 }
 
 /// Keyspaces whose names were lost get one; of two names of one keyspace, which a lost batch may have left, one goes.
-fn name_all(content: &mut Content, at: (Position, u64)) -> Result<()> {
+fn name_all(content: &mut Content, at: (Position, u64), path: &Path) -> Result<()> {
     let silent = Progress::new(None, OpenPhase::Replaying, 0);
     let mut by_id: Vec<_> =
         content.catalogue.names.iter().map(|(name, (id, _))| (*id, name.clone())).collect();
@@ -279,7 +269,7 @@ fn name_all(content: &mut Content, at: (Position, u64)) -> Result<()> {
         let key = keys::internal(CATALOGUE_ID, two[0].1.as_bytes());
         let mut replayer = Replayer::new(content, 1, &silent);
         let removed = replayer.remove(at, &key).and_then(|()| replayer.flush());
-        removed.map_err(|error| told(Path::new("catalogue"), error))?;
+        removed.map_err(|error| error.at(path, 0))?;
     }
     let named: Vec<u32> = content.catalogue.names.values().map(|(id, _)| *id).collect();
     let holds_any = |slot| content.tree.commit.totals(slot).records > 0;
@@ -299,7 +289,7 @@ fn name_all(content: &mut Content, at: (Position, u64)) -> Result<()> {
         let key = keys::internal(CATALOGUE_ID, name.as_bytes());
         let mut replayer = Replayer::new(content, 1, &silent);
         let put = replayer.put(at, &key, &id.to_le_bytes(), 0).and_then(|()| replayer.flush());
-        put.map_err(|error| told(Path::new("catalogue"), error))?;
+        put.map_err(|error| error.at(path, 0))?;
     }
     Ok(())
 }

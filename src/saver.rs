@@ -100,11 +100,11 @@ pub(crate) struct Saver {
     ///
     /// Relaxed: a figure.
     saved: AtomicU64,
-    /// Ends the save that runs; once closed there is none any more.
     /// How many copy the directory's files just now.
     ///
     /// Relaxed: who copies copes with a file that goes.
     keeping: AtomicUsize,
+    /// Ends the save that runs; once closed there is none any more.
     ending: Mutex<Ending>,
 }
 
@@ -194,8 +194,7 @@ impl Saver {
         // One at a time: who waits here wants a later cut than the one that is being saved.
         let mut state = self.state.lock();
         let log_bytes = self.log.bytes();
-        let pass = Pass::take(&self.tree, Holder::Save)?;
-        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        let (pass, cut) = self.cut()?;
         // A snapshot must not hold what the log might still lose.
         self.log.sync(&self.tree.commit, cut.position.seq).map_err(Error::LogFailed)?;
         if planted(Bug::PrunedEarly) {
@@ -204,6 +203,13 @@ impl Saver {
         let report = self.write(&mut state, pass, cut, options, log_bytes)?;
         self.prune(&mut state)?;
         Ok(report)
+    }
+
+    /// The present, to be saved.
+    fn cut(&self) -> Result<(Pass, source::Cut)> {
+        let pass = Pass::take(&self.tree, Holder::Save)?;
+        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        Ok((pass, cut))
     }
 
     /// Writes the snapshot at `cut`.
@@ -299,8 +305,7 @@ impl Saver {
             return self.save(options);
         }
         // No batch gets a Seq while the log has failed: the cut holds all there are.
-        let pass = Pass::take(&self.tree, Holder::Save)?;
-        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        let (pass, cut) = self.cut()?;
         let log_bytes = self.log.bytes();
         let report = self.write(&mut state, pass, cut, options, log_bytes)?;
         // From here on the directory is good without what is left of the old log.
@@ -309,14 +314,11 @@ impl Saver {
         let _ = self.prune(&mut state);
         Ok(report)
     }
-}
 
-impl Saver {
     /// Saves all there is and begins a log behind it, in a directory whose files mean nothing any more from then on.
     pub(crate) fn found(&self) -> Result<SaveReport> {
         let mut state = self.state.lock();
-        let pass = Pass::take(&self.tree, Holder::Save)?;
-        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        let (pass, cut) = self.cut()?;
         // The log first: without a snapshot that it goes on from nobody opens the directory, and who salvages it again
         // finds the same.
         self.log.begin(&self.tree.commit)?;

@@ -131,7 +131,15 @@ pub(crate) struct Entry<'a> {
     pub(crate) expire_at: u64,
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// The value, if it is not a large one.
+    pub(crate) fn inline(&self) -> Option<&'a [u8]> {
+        match self.value {
+            Stored::Inline(bytes) => Some(bytes),
+            Stored::Large(_) => None,
+        }
+    }
+
     /// Puts the whole key into `key`, whatever that held.
     pub(crate) fn assemble(&self, key: &mut Vec<u8>) {
         key.clear();

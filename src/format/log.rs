@@ -371,9 +371,14 @@ mod tests {
         let last = MAX_SEQ.to_le_bytes();
         let beyond = (MAX_SEQ + 1).to_le_bytes();
         // Where the predecessor ends, though there is none; and the Seq.
-        for (at, field, is_taken) in
-            [(40, [0; 8], true), (40, [9; 8], false), (16, last, true), (16, beyond, false)]
-        {
+        for (at, field, is_taken) in [
+            (40, [0; 8], true),
+            (40, [9; 8], false),
+            (16, last, true),
+            (16, beyond, false),
+            (48, last, true),
+            (48, beyond, false),
+        ] {
             let mut bytes = first.encode();
             bytes[at..at + 8].copy_from_slice(&field);
             let sum = crc(&[&bytes[..BEGINNING_CRC_AT]]);

@@ -10,9 +10,9 @@ use std::path::Path;
 use super::directory::{Directory, FileKind};
 use super::recovery::{
     Applied, Apply, Listed, NEXT_IS_MISSING, Reads, RecordAt, Recovered, RecoveryMode, Replay,
-    SnapshotFact, Until, plan,
+    SnapshotFact, Until, first_base, plan,
 };
-use super::segment::{Begun, Found, Spare};
+use super::segment::{Found, Spare};
 use super::snapshot_file::SnapshotFile;
 use super::{DiskFile, read_exact_at, write_all_at};
 use crate::error::{Error, Fault, Result};
@@ -35,13 +35,11 @@ pub(crate) struct Copied {
 pub(crate) fn copy(source: &Directory, target: &Directory) -> Result<Copied> {
     let mut tries = 0;
     loop {
-        let error = match copy_listed(source, target, &Listed::read(source)?) {
-            Err(error) if may_have_moved(&error, source) && tries < TRIES => error,
+        match copy_listed(source, target, &Listed::read(source)?) {
+            // It has gone on meanwhile, or is damaged: then the last try says so.
+            Err(error) if may_have_moved(&error, source) && tries < TRIES => tries += 1,
             copied => return copied,
-        };
-        // It has gone on meanwhile, or is damaged: then the next ones say so as well.
-        drop(error);
-        tries += 1;
+        }
         for (name, kind) in target.list()? {
             if matches!(kind, FileKind::Segment(_) | FileKind::Snapshot(_)) {
                 target.remove(&target.path.join(name))?;
@@ -70,8 +68,7 @@ pub(crate) fn may_have_moved(error: &Error, source: &Directory) -> bool {
 }
 
 fn copy_listed(source: &Directory, target: &Directory, listed: &Listed) -> Result<Copied> {
-    let found = listed.segments.iter().map(|ordinal| Found::read(source, *ordinal));
-    let found: Vec<Found> = found.collect::<Result<_>>()?;
+    let found = Found::all(source, listed)?;
     let facts: Vec<_> = found.iter().map(Found::fact).collect();
     let open = |ordinal: &u64| {
         let path = source.snapshot(*ordinal);
@@ -130,18 +127,14 @@ fn copy_file((path, file): (&Path, &dyn DiskFile), target: &Directory, to: &Path
 /// Reads a copy whole.
 fn prove(copy: &Directory) -> Result<Position> {
     let listed = Listed::read(copy)?;
-    let found = listed.segments.iter().map(|ordinal| Found::read(copy, *ordinal));
-    let found: Vec<Found> = found.collect::<Result<_>>()?;
+    let found = Found::all(copy, &listed)?;
     let mut from = Base::default();
     if let Some(ordinal) = listed.snapshots.first() {
         let file = SnapshotFile::open_on(&*copy.disk, &copy.snapshot(*ordinal))?;
         file.verify()?;
         (from.position, from.time_ms) = (file.info().position, file.info().time_ms);
     }
-    let base = found.iter().find_map(|found| match &found.beginning {
-        Begun::Yes(beginning) => Some(beginning.base.position.seq),
-        _ => None,
-    });
+    let base = first_base(&found).map(|base| base.position.seq);
     if let Some(base) = base.filter(|base| *base > from.position.seq) {
         return Err(Error::corrupt(&copy.path, 0, Fault::NoBase { base }));
     }

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::salvage::set_aside;
 use super::{Disk, DiskFile, directory_of, read_exact_at, temporary_path, write_all_at};
 use crate::clock::random_id;
 use crate::error::{Error, Result};
@@ -187,8 +188,13 @@ impl Directory {
         Ok(made)
     }
 
-    /// Writes the identity that was found for it, over whatever has its name.
-    pub(crate) fn write_identity(&self) -> Result<()> {
+    /// Writes the identity that was found for it; what has its name moves aside.
+    pub(crate) fn replace_identity(&self) -> Result<()> {
+        set_aside(&*self.disk, &self.path, &[self.path.join(IDENTITY)], &[])?;
+        self.write_identity()
+    }
+
+    fn write_identity(&self) -> Result<()> {
         create_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity.encode())
     }
 

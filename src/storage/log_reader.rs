@@ -10,7 +10,7 @@ use super::backup::{TRIES, may_have_moved};
 use super::directory::Directory;
 use super::recovery::{
     Applied, Apply, ApplyError, Listed, Reads, RecordAt, Recovered, RecoveryMode, Replay, Until,
-    newest_run,
+    first_base, newest_run,
 };
 use super::segment::{Begun, Found};
 use crate::error::{Error, Fault, Result};
@@ -223,19 +223,14 @@ impl LogReader {
     /// Reads what is there now; what was shown before is not shown again.
     fn replay(&self, shown: &mut impl Apply) -> Result<Recovered> {
         let listed = Listed::read(&self.directory)?;
-        let found = listed.segments.iter().map(|ordinal| Found::read(&self.directory, *ordinal));
-        let found: Vec<Found> = found.collect::<Result<_>>()?;
+        let found = Found::all(&self.directory, &listed)?;
         let facts: Vec<_> = found.iter().map(Found::fact).collect();
         let segments = &found[newest_run(&facts).start..];
-        let begun = segments.iter().find_map(|found| match &found.beginning {
-            Begun::Yes(beginning) => Some(beginning.base),
-            _ => None,
-        });
         Replay {
             directory: &self.directory,
             mode: RecoveryMode::TolerateTail,
             segments,
-            from: begun.unwrap_or_default(),
+            from: first_base(segments).unwrap_or_default(),
             is_on_line: &|_| true,
             until: Until::default(),
             reads: Reads::Settled,

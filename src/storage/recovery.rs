@@ -8,7 +8,7 @@
 //! writer left, for whoever goes on in the directory.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use crossbeam_channel::bounded;
@@ -49,7 +49,20 @@ pub(crate) struct SegmentFact {
     pub(crate) begun: Begun,
 }
 
+/// What the oldest of these segments that was begun goes on from.
+pub(crate) fn first_base(segments: &[Found]) -> Option<Base> {
+    segments.iter().find_map(|found| match &found.beginning {
+        Begun::Yes(beginning) => Some(beginning.base),
+        _ => None,
+    })
+}
+
 impl Found {
+    /// Reads the heads of all segments that were listed.
+    pub(crate) fn all(directory: &Directory, listed: &Listed) -> Result<Vec<Self>> {
+        listed.segments.iter().map(|ordinal| Found::read(directory, *ordinal)).collect()
+    }
+
     pub(crate) fn fact(&self) -> SegmentFact {
         SegmentFact { ordinal: self.ordinal, begun: self.beginning.clone() }
     }
@@ -196,6 +209,16 @@ pub(crate) enum ApplyError {
     Error(Error),
 }
 
+impl ApplyError {
+    /// What it is for who opens: what is wrong is at `offset` of the file at `path`.
+    pub(crate) fn at(self, path: &Path, offset: u64) -> Error {
+        match self {
+            ApplyError::Fault(fault) => Error::corrupt(path, offset, fault),
+            ApplyError::Error(error) => error,
+        }
+    }
+}
+
 impl From<Error> for ApplyError {
     fn from(error: Error) -> Self {
         ApplyError::Error(error)
@@ -254,6 +277,8 @@ pub(crate) struct Recovered {
     pub(crate) previous: Option<(u64, u64)>,
     /// What a dead writer left behind the last batch.
     pub(crate) torn: Option<Torn>,
+    /// There is more, which was not wanted.
+    pub(crate) is_enough: bool,
     /// Places on the way, each with its segment and the last batch before it.
     places: Vec<(Seq, u64, u64)>,
     /// The last batch that is known to have been durable.
@@ -325,6 +350,7 @@ impl Replay<'_> {
             closed: Vec::new(),
             previous: None,
             torn: None,
+            is_enough: false,
             places: Vec::new(),
             durable: Seq(0),
         };
@@ -374,10 +400,14 @@ impl Replay<'_> {
             base = Some(frames.base);
             match ended {
                 Ended::Next => {}
-                Ended::Until => break,
+                Ended::Until => {
+                    recovered.is_enough = true;
+                    break;
+                }
                 Ended::Torn(tear) => {
                     // All of it is proven before anything is changed.
-                    apply.flush().map_err(|error| told(found, tear.offset, error))?;
+                    let offset = tear.offset as u64;
+                    apply.flush().map_err(|error| error.at(&found.path, offset))?;
                     recovered.torn = Some(self.judge(tear, &bytes, &recovered)?);
                     break;
                 }
@@ -465,14 +495,15 @@ impl Replay<'_> {
                         Some(first) => apply.history(&record, &first),
                         None => apply.batch(&record, body),
                     };
-                    applied.map_err(|error| told(found, offset, error))?;
+                    applied.map_err(|error| error.at(&found.path, offset as u64))?;
                 }
                 Item::Mark { seq, fingerprint } => {
                     if seq != frames.base.position.seq {
                         return Err(corrupt(offset, Fault::Order { field: "mark" }));
                     }
                     if seq >= self.from.position.seq {
-                        apply.check(fingerprint).map_err(|error| told(found, offset, error))?;
+                        let checked = apply.check(fingerprint);
+                        checked.map_err(|error| error.at(&found.path, offset as u64))?;
                     }
                 }
                 Item::End { next } => {
@@ -523,7 +554,8 @@ impl Replay<'_> {
 /// A segment names another as the one in which the log goes on, and it is not there.
 pub(crate) const NEXT_IS_MISSING: Fault =
     Fault::Foreign { field: "the next segment is missing, or it" };
-const FOREIGN: Fault = Fault::Foreign { field: "log of another history than the snapshot" };
+pub(crate) const FOREIGN: Fault =
+    Fault::Foreign { field: "log of another history than the snapshot" };
 
 /// Why reading a segment ended.
 enum Ended {
@@ -547,13 +579,6 @@ struct Tear {
 
 fn has_begun(found: &Found) -> bool {
     !matches!(found.beginning, Begun::No)
-}
-
-fn told(found: &Found, offset: usize, error: ApplyError) -> Error {
-    match error {
-        ApplyError::Fault(fault) => Error::corrupt(&found.path, offset as u64, fault),
-        ApplyError::Error(error) => error,
-    }
 }
 
 /// Makes the directory end where the log was found to: cuts off what was torn, and makes the rest durable.

@@ -165,7 +165,8 @@ impl SnapshotFile {
     pub fn keyspace(&self, name: &str) -> Result<FileKeyspace> {
         let key = [&[0; KEYSPACE_ID_LEN], name.as_bytes()].concat();
         let found = self.lookup(&key, |at, entry| {
-            catalogue_entry(&key, entry).map_err(|fault| self.reader.corrupt_block(at, fault))
+            catalogue_entry(&key, entry.inline(), entry.expire_at)
+                .map_err(|fault| self.reader.corrupt_block(at, fault))
         })?;
         match found.flatten() {
             Some((name, id)) => Ok(FileKeyspace::new(self.clone(), name, id)),
@@ -181,7 +182,9 @@ impl SnapshotFile {
         while let Some(Found { at, entry }) = cursor.next()? {
             entry.assemble(&mut key);
             let told = |fault| self.reader.corrupt_block(at, fault);
-            if let Some((name, _)) = catalogue_entry(&key, &entry).map_err(told)? {
+            if let Some((name, _)) =
+                catalogue_entry(&key, entry.inline(), entry.expire_at).map_err(told)?
+            {
                 show(name);
             }
         }

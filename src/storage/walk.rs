@@ -13,7 +13,7 @@ use crate::error::{Error, Fault, Result};
 use crate::format::KEYSPACE_ID_LEN;
 use crate::format::codec::equal;
 use crate::format::index::{Index, Place};
-use crate::format::leaves::{Entry, KeyspaceSums, Leaves, Stored};
+use crate::format::leaves::{KeyspaceSums, Leaves};
 use crate::format::snapshot::{HEADER_LEN, Totals};
 use crate::planted::{Bug, planted};
 use crate::sync::Mutex;
@@ -193,7 +193,9 @@ impl Content {
         let mut key = Vec::new();
         for entry in (0..leaves.len()).map_while(|i| leaves.entry(i)) {
             entry.assemble(&mut key);
-            let Some((_, id)) = catalogue_entry(&key, &entry)? else { break };
+            let Some((_, id)) = catalogue_entry(&key, entry.inline(), entry.expire_at)? else {
+                break;
+            };
             self.catalogue.push(id);
         }
         Ok(())
@@ -220,10 +222,11 @@ impl Content {
     }
 }
 
-/// Name and id of the keyspace that a catalogue entry is about; `None` for any other entry.
+/// Name and id of the keyspace that a catalogue entry is about; `None` for any other entry. `value` is `None` for one that is large.
 pub(crate) fn catalogue_entry<'k>(
     key: &'k [u8],
-    entry: &Entry<'_>,
+    value: Option<&[u8]>,
+    expire_at: u64,
 ) -> std::result::Result<Option<(&'k str, u32)>, Fault> {
     let Some((&[0, 0, 0, 0], name)) = key.split_first_chunk::<KEYSPACE_ID_LEN>() else {
         return Ok(None);
@@ -239,15 +242,12 @@ pub(crate) fn catalogue_entry<'k>(
         Err(_) => return Err(Fault::Text),
     };
     // A name that went away with time would show other keyspaces to who loads than to who reads in place.
-    if entry.expire_at != 0 {
-        return range("expiry of a catalogue entry", entry.expire_at, 0, 0);
+    if expire_at != 0 {
+        return range("expiry of a catalogue entry", expire_at, 0, 0);
     }
-    let id = match entry.value {
-        Stored::Inline(bytes) => bytes.try_into().map(u32::from_le_bytes).ok(),
-        Stored::Large(_) => None,
-    };
-    match id {
-        None => range("length of a catalogue value", entry.value.len() as u64, 4, 4),
+    let len = value.map_or(u64::MAX, |value| value.len() as u64);
+    match value.and_then(|value| value.try_into().map(u32::from_le_bytes).ok()) {
+        None => range("length of a catalogue value", len, 4, 4),
         Some(0) => range("keyspace id", 0, 1, u32::MAX.into()),
         Some(id) => Ok(Some((name, id))),
     }

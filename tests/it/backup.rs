@@ -146,6 +146,20 @@ fn on_copy(disk: &SimDisk, seq: Seq) -> (Seq, Content) {
     (report.position.seq, content(&on(disk).open(&to).unwrap()))
 }
 
+/// Damage to what is not needed is nobody's business.
+#[test]
+fn a_damaged_snapshot_beyond_the_point_is_not_needed() {
+    let disk = SimDisk::new();
+    let (db, states) = written(&disk, &SimClock::new(1_000), 3);
+    let early = *states.keys().nth(20).unwrap();
+    drop(db);
+    let files = disk.files();
+    let snapshot = files.iter().rfind(|path| path.extension().is_some_and(|e| e == "snap"));
+    disk.edit(snapshot.unwrap(), |bytes| bytes.truncate(1_000)).unwrap();
+    on(&disk).restore(DIR, COPY, PointInTime::Seq(early)).unwrap();
+    assert!(content(&on(&disk).open(COPY).unwrap()) == states[&early].1);
+}
+
 fn saved(db: &Database) -> Vec<u8> {
     let mut bytes = Vec::new();
     db.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();

@@ -4,17 +4,16 @@
 //! between two of them their Seqs tell.
 
 use super::{Lost, LostRange, bytes_of};
-use crate::error::{Error, Fault, Result};
-use crate::format::KEYSPACE_ID_LEN;
-use crate::format::codec::{Damage, Decoded};
+use crate::error::{Fault, Result};
 use crate::format::log::{
     END_LEN, Frame, Framed, LABEL_LEN, MARK_LEN, RECORD_FRAME_LEN, SEGMENT_HEADER_LEN,
 };
 use crate::format::record::{Effect, Effects, HistoryBody, RecordHeader, RecordKind};
 use crate::position::{HistoryId, Position, Seq};
 use crate::storage::directory::Directory;
-use crate::storage::recovery::{Apply, ApplyError, RecordAt};
+use crate::storage::recovery::{Apply, FOREIGN, NEXT_IS_MISSING, RecordAt};
 use crate::storage::segment::{Begun, Found};
+use crate::storage::walk::catalogue_entry;
 
 /// Walks the segments of a log, oldest first.
 pub(crate) struct LogSalvage<'a> {
@@ -149,8 +148,7 @@ impl<'a> LogSalvage<'a> {
                 Here::End(next) => {
                     offset += END_LEN;
                     if segments.iter().all(|found| found.ordinal != next) {
-                        let fault = Fault::Foreign { field: "the next segment is missing, or it" };
-                        self.astray(at, offset, 0, fault);
+                        self.astray(at, offset, 0, NEXT_IS_MISSING);
                         self.is_cut_short = true;
                     }
                 }
@@ -180,8 +178,7 @@ impl<'a> LogSalvage<'a> {
         let is_other = history.is_some_and(|history| history != self.from_history);
         if is_other && !self.is_foreign {
             self.is_foreign = true;
-            let fault = Fault::Foreign { field: "log of another history than the snapshot" };
-            self.astray(at, offset, 0, fault);
+            self.astray(at, offset, 0, FOREIGN);
         }
     }
 
@@ -246,10 +243,8 @@ impl<'a> LogSalvage<'a> {
         if header.kind == RecordKind::History {
             return Ok(());
         }
-        apply.batch(&record, body).map_err(|error| match error {
-            ApplyError::Error(error) => error,
-            ApplyError::Fault(fault) => Error::corrupt(&found.path, offset as u64, fault),
-        })
+        let applied = apply.batch(&record, body);
+        applied.map_err(|error| error.at(&found.path, offset as u64))
     }
 }
 
@@ -284,26 +279,14 @@ fn read(bytes: &[u8], salt: u64, offset: usize) -> (Seq, Here<'_>) {
 
 fn check(header: &RecordHeader, body: &[u8]) -> std::result::Result<(), Fault> {
     header.check_body(body).map_err(|damage| damage.fault)?;
-    match header.kind {
-        RecordKind::History => HistoryBody::decode(body).map(drop),
-        // All of a batch or nothing.
-        RecordKind::Batch => Effects::new(body).try_for_each(|effect| match effect? {
-            Effect::Put { key, value, expire_at } => check_name(key, value, expire_at),
-            _ => Ok(()),
-        }),
+    if header.kind == RecordKind::History {
+        return HistoryBody::decode(body).map(drop).map_err(|damage| damage.fault);
     }
-    .map_err(|damage| damage.fault)
-}
-
-/// What a keyspace is called can be loaded again.
-fn check_name(key: &[u8], value: &[u8], expire_at: u64) -> Decoded<()> {
-    let Some((&[0, 0, 0, 0], name)) = key.split_first_chunk::<KEYSPACE_ID_LEN>() else {
-        return Ok(());
-    };
-    let is_name = (1..=crate::MAX_KEYSPACE_NAME_LEN).contains(&name.len())
-        && std::str::from_utf8(name).is_ok()
-        && value.len() == 4
-        && value != [0; 4]
-        && expire_at == 0;
-    if is_name { Ok(()) } else { Err(Damage::new(0, Fault::Text)) }
+    // All of a batch or nothing.
+    Effects::new(body).try_for_each(|effect| match effect.map_err(|damage| damage.fault)? {
+        Effect::Put { key, value, expire_at } => {
+            catalogue_entry(key, Some(value), expire_at).map(drop)
+        }
+        _ => Ok(()),
+    })
 }

@@ -120,6 +120,9 @@ pub(crate) fn set_aside(
         }
         _ => {}
     }
+    let sync = |dir: &Path| disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source));
+    // Its own name first, or what lies in it may be nowhere.
+    sync(dir)?;
     let listed = |dir: &Path| disk.list(dir).map_err(|source| Error::io("list", dir, source));
     let there = listed(&aside)?;
     let free = |name: &str| {
@@ -139,7 +142,6 @@ pub(crate) fn set_aside(
             moved => moved.map_err(|source| Error::io("move aside", path, source))?,
         }
     }
-    let sync = |dir: &Path| disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source));
     // Where they go to first: no name may be in neither.
     sync(&aside)?;
     sync(dir)
