@@ -1,8 +1,9 @@
 //! Copies the files of a directory that may be in use: its newest snapshot and the log behind it.
 //!
 //! The one who has it open is not asked and not stopped. It only appends to the newest segment and removes the oldest files, so
-//! reading the newest first finds, in each older one, all that the newer ones go on from; what disappears meanwhile
-//! is no longer needed, and the copy is begun again.
+//! reading the newest first finds, in each older one, all that the newer ones go on from. Segments are opened first, the newest
+//! first, and snapshots after them: what disappeared before it was opened is in a snapshot that is there by then, and open
+//! files stay. Only if that is superseded in the same moment, the copy is begun again.
 
 use std::io;
 use std::path::Path;
@@ -12,13 +13,13 @@ use super::recovery::{
     Applied, Apply, Listed, NEXT_IS_MISSING, Reads, RecordAt, Recovered, RecoveryMode, Replay,
     SnapshotFact, Until, first_base, plan,
 };
-use super::segment::{Found, Spare};
+use super::segment::{Begun, Found, Spare};
 use super::snapshot_file::SnapshotFile;
 use super::{DiskFile, read_exact_at, write_all_at};
 use crate::error::{Error, Fault, Result};
 use crate::format::log::Base;
 use crate::format::record::HistoryBody;
-use crate::position::Position;
+use crate::position::{Position, Seq};
 
 /// A new directory's first segment, which nothing was written to.
 pub(crate) const BLANK_BYTES: u64 = 64 << 10;
@@ -35,7 +36,7 @@ pub(crate) struct Copied {
 pub(crate) fn copy(source: &Directory, target: &Directory) -> Result<Copied> {
     let mut tries = 0;
     loop {
-        match copy_listed(source, target, &Listed::read(source)?) {
+        match copy_held(source, target) {
             // It has gone on meanwhile, or is damaged: then the last try says so.
             Err(error) if may_have_moved(&error, source) && tries < TRIES => tries += 1,
             copied => return copied,
@@ -67,28 +68,29 @@ pub(crate) fn may_have_moved(error: &Error, source: &Directory) -> bool {
     }
 }
 
-fn copy_listed(source: &Directory, target: &Directory, listed: &Listed) -> Result<Copied> {
-    let found = Found::all(source, listed)?;
-    let facts: Vec<_> = found.iter().map(Found::fact).collect();
-    let open = |ordinal: &u64| {
-        let path = source.snapshot(*ordinal);
-        let file = SnapshotFile::open_on(&*source.disk, &path);
-        SnapshotFact { ordinal: *ordinal, seq: file.ok().map(|file| file.info().position.seq) }
-    };
-    let snapshots: Vec<_> = listed.snapshots.iter().map(open).collect();
-    let plan = plan(RecoveryMode::TolerateTail, &facts, &snapshots)
+fn copy_held(source: &Directory, target: &Directory) -> Result<Copied> {
+    let segments = hold_segments(source)?;
+    let listed = Listed::read(source)?;
+    let mut snapshots = Vec::new();
+    for &ordinal in &listed.snapshots {
+        let (path, seq) = (source.snapshot(ordinal), snapshot_seq(source, ordinal));
+        match source.disk.open(&path) {
+            Ok(file) => snapshots.push((SnapshotFact { ordinal, seq }, path, file)),
+            // A newer one has what was in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("open", &path, source)),
+        }
+    }
+    let facts: Vec<_> = segments.iter().map(Found::fact).collect();
+    let of_snapshots: Vec<_> = snapshots.iter().map(|(fact, ..)| *fact).collect();
+    let plan = plan(RecoveryMode::TolerateTail, &facts, &of_snapshots)
         .map_err(|refusal| refusal.told(source))?;
-    // Open files stay, whatever becomes of their names.
-    let snapshot = plan.snapshot.map(|ordinal| {
-        let path = source.snapshot(ordinal);
-        let file = source.disk.open(&path).map_err(|source| Error::io("open", &path, source))?;
-        Ok((ordinal, path, file))
-    });
-    let snapshot = snapshot.transpose()?;
+    let snapshot = snapshots.into_iter().find(|(fact, ..)| Some(fact.ordinal) == plan.snapshot);
 
     let (mut files, mut bytes) = (0, 0);
     for &ordinal in plan.segments.iter().chain(&plan.blank).rev() {
-        let copied = Found::read(source, ordinal)?.settled_bytes(source)?;
+        let held = segments.iter().find(|found| found.ordinal == ordinal);
+        let copied = held.expect("planned from these").settled_bytes(source)?;
         let path = target.segment(ordinal);
         let told = |op, source| Error::io(op, &path, source);
         let file = target.disk.create_new(&path).map_err(|source| told("create", source))?;
@@ -99,11 +101,45 @@ fn copy_listed(source: &Directory, target: &Directory, listed: &Listed) -> Resul
     if files == 0 {
         Spare::make(target, listed.next_ordinal(), BLANK_BYTES)?;
     }
-    if let Some((ordinal, path, file)) = snapshot {
-        bytes += copy_file((&path, &*file), target, &target.snapshot(ordinal))?;
+    if let Some((fact, path, file)) = snapshot {
+        bytes += copy_file((&path, &*file), target, &target.snapshot(fact.ordinal))?;
         files += 1;
     }
     Ok(Copied { position: prove(target)?, files, bytes })
+}
+
+/// Opens the segments behind the newest snapshot, oldest first in the list.
+fn hold_segments(source: &Directory) -> Result<Vec<Found>> {
+    let listed = Listed::read(source)?;
+    let newest = listed.snapshots.iter().rev().find_map(|ordinal| snapshot_seq(source, *ordinal));
+    let mut held = Vec::new();
+    for &ordinal in listed.segments.iter().rev() {
+        let found = match Found::hold(source, ordinal) {
+            // So has all that is older: a snapshot has what was in it.
+            Err(Error::Io { op: "open", source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                break;
+            }
+            found => found?,
+        };
+        let base = match &found.beginning {
+            Begun::Yes(beginning) => Some(beginning.base.position.seq),
+            _ => None,
+        };
+        held.push(found);
+        if newest.is_some() && base.is_some_and(|base| Some(base) <= newest) {
+            break;
+        }
+    }
+    held.reverse();
+    Ok(held)
+}
+
+/// The last batch of a snapshot; `None` if it is damaged, or gone.
+fn snapshot_seq(source: &Directory, ordinal: u64) -> Option<Seq> {
+    let file = SnapshotFile::open_on(&*source.disk, &source.snapshot(ordinal)).ok()?;
+    Some(file.info().position.seq)
 }
 
 fn copy_file((path, file): (&Path, &dyn DiskFile), target: &Directory, to: &Path) -> Result<u64> {

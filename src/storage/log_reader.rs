@@ -198,19 +198,23 @@ impl LogReader {
     /// as far as it gets. Cost: a pass over the files. Memory: a segment.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Corrupt`] where something that was durable can't be read.
+    /// [`Error::Io`], also for a file that was removed before it was read, since a snapshot has what was in it;
+    /// [`Error::Corrupt`] where something that was durable can't be read.
     pub fn each(&self, visit: impl FnMut(&LogRecord<'_>) -> ControlFlow<()>) -> Result<LogEnd> {
         let last = LogEnd { position: Position::default(), time_ms: 0, records: 0, torn_bytes: 0 };
         let mut shown = Shown { visit, last, is_enough: false };
         let mut tries = 0;
+        let mut moved = None;
         loop {
             match self.replay(&mut shown) {
                 Err(Error::Cancelled) if shown.is_enough => return Ok(shown.last),
+                // What came next has been removed.
+                Ok(None) => return Err(moved.expect("the first try begins where the log does")),
                 Err(error) if may_have_moved(&error, &self.directory) && tries < TRIES => {
-                    tries += 1
+                    (moved, tries) = (Some(error), tries + 1);
                 }
-                replayed => {
-                    let recovered = replayed?;
+                Err(error) => return Err(error),
+                Ok(Some(recovered)) => {
                     let torn_bytes = recovered.torn.map_or(0, |torn| torn.bytes);
                     let Base { position, time_ms, .. } = recovered.base;
                     let records = shown.last.records;
@@ -220,22 +224,29 @@ impl LogReader {
         }
     }
 
-    /// Reads what is there now; what was shown before is not shown again.
-    fn replay(&self, shown: &mut impl Apply) -> Result<Recovered> {
+    /// Reads what is there now; what was shown before is not shown again. `None` if it does not go on from there.
+    fn replay<F: FnMut(&LogRecord<'_>) -> ControlFlow<()>>(
+        &self,
+        shown: &mut Shown<F>,
+    ) -> Result<Option<Recovered>> {
         let listed = Listed::read(&self.directory)?;
         let found = Found::all(&self.directory, &listed)?;
         let facts: Vec<_> = found.iter().map(Found::fact).collect();
         let segments = &found[newest_run(&facts).start..];
-        Replay {
+        let from = first_base(segments).unwrap_or_default();
+        if shown.last.records > 0 && from.position.seq > shown.last.position.seq {
+            return Ok(None);
+        }
+        let replay = Replay {
             directory: &self.directory,
             mode: RecoveryMode::TolerateTail,
             segments,
-            from: first_base(segments).unwrap_or_default(),
+            from,
             is_on_line: &|_| true,
             until: Until::default(),
             reads: Reads::Settled,
-        }
-        .run(shown)
+        };
+        replay.run(shown).map(Some)
     }
 }
 

@@ -163,6 +163,8 @@ pub(crate) struct Found {
     pub(crate) label: Label,
     pub(crate) beginning: Begun,
     pub(crate) len: u64,
+    /// The file, where that must stay whatever becomes of its name.
+    held: Option<Box<dyn DiskFile>>,
 }
 
 /// What a segment says of where it begins.
@@ -178,8 +180,18 @@ pub(crate) enum Begun {
 }
 
 impl Found {
+    /// Reads the head of segment `ordinal` and keeps the file open.
+    pub(crate) fn hold(directory: &Directory, ordinal: u64) -> crate::Result<Self> {
+        let (found, file) = Self::open(directory, ordinal)?;
+        Ok(Self { held: Some(file), ..found })
+    }
+
     /// Reads the head of segment `ordinal`.
     pub(crate) fn read(directory: &Directory, ordinal: u64) -> crate::Result<Self> {
+        Ok(Self::open(directory, ordinal)?.0)
+    }
+
+    fn open(directory: &Directory, ordinal: u64) -> crate::Result<(Self, Box<dyn DiskFile>)> {
         let path = directory.segment(ordinal);
         let file = directory.disk.open(&path).map_err(|s| Error::io("open", &path, s))?;
         let told = |source| Error::io("read", &path, source);
@@ -210,7 +222,7 @@ impl Found {
             Ok(Some(beginning)) => Begun::Yes(beginning),
             Err(damage) => Begun::Unclear { fault: damage.fault },
         };
-        Ok(Self { path, ordinal, label, beginning, len })
+        Ok((Self { path, ordinal, label, beginning, len, held: None }, file))
     }
 
     /// The segment that this one says it goes on from.
@@ -245,10 +257,7 @@ impl Found {
         };
         let mut whole = end(&bytes);
         if whole < seen {
-            let told = |op, source| Error::io(op, &self.path, source);
-            let file = directory.disk.open(&self.path).map_err(|source| told("open", source))?;
-            read_exact_at(&*file, &mut bytes[whole..seen], whole as u64)
-                .map_err(|source| told("read", source))?;
+            self.read_at(directory, &mut bytes[whole..seen], whole as u64)?;
             whole = end(&bytes);
         }
         // A record may well end with zeros.
@@ -262,14 +271,21 @@ impl Found {
         directory: &Directory,
         bytes: &mut Vec<u8>,
     ) -> crate::Result<()> {
-        let file = directory.disk.open(&self.path);
-        let file = file.map_err(|source| Error::io("open", &self.path, source))?;
         let told = |source| Error::io("read", &self.path, source);
         let len = usize::try_from(self.len).unwrap_or(usize::MAX);
         let more = len.saturating_sub(bytes.len());
         bytes.try_reserve_exact(more).map_err(|_| told(io::ErrorKind::OutOfMemory.into()))?;
         bytes.resize(len, 0);
-        read_exact_at(&*file, bytes, 0).map_err(told)
+        self.read_at(directory, bytes, 0)
+    }
+
+    fn read_at(&self, directory: &Directory, bytes: &mut [u8], offset: u64) -> crate::Result<()> {
+        let told = |op, source| Error::io(op, &self.path, source);
+        if let Some(file) = &self.held {
+            return read_exact_at(&**file, bytes, offset).map_err(|source| told("read", source));
+        }
+        let file = directory.disk.open(&self.path).map_err(|source| told("open", source))?;
+        read_exact_at(&*file, bytes, offset).map_err(|source| told("read", source))
     }
 }
 
