@@ -163,9 +163,10 @@ impl Builder {
         began: Instant,
     ) -> Result<RestoreReport> {
         let target = Directory::make(Arc::clone(&self.disk), target, dataset)?;
+        content.tree.commit.set_line(content.lineage.clone(), [0; 16]);
         let save = || {
             let pass = Pass::take(&content.tree, Holder::Save)?;
-            let cut = source::Cut::of(pass.cut(), content.lineage.clone());
+            let cut = source::Cut::of(pass.cut());
             let (disk, path) = (Arc::clone(&self.disk), target.snapshot(1));
             let report = SaveHandle::start(disk, &path, pass, cut, &self.saves.options)?.wait()?;
             Spare::make(&target, 2, BLANK_BYTES)?;

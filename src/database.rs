@@ -12,17 +12,16 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot};
-use crate::format::snapshot::Span;
+use crate::commit::{CATALOGUE, Cut, Denied, Holder, KeyspaceSlot, Refused, Role};
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::Keyspace;
 use crate::open::{Catalogue, Content, OnDisk};
 use crate::options::{Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
-use crate::position::{Position, Seq};
+use crate::position::{HistoryId, Position, Seq};
 use crate::progress::OpenReport;
-use crate::saver::{Line, SaveThread, Saver};
+use crate::saver::{SaveThread, Saver};
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, LogStats, Stats};
 use crate::storage::Disk;
@@ -73,7 +72,6 @@ pub(crate) struct Engine {
     durability: Durability,
     saver: Option<Arc<Saver>>,
     save_thread: Option<SaveThread>,
-    line: Arc<Line>,
     /// What was found when it was opened.
     report: Option<OpenReport>,
 }
@@ -109,12 +107,12 @@ impl Database {
     ) -> Result<Self> {
         let Content { tree, catalogue, lineage } = content;
         let reclaimer = builder.reclaims_by_itself.then(|| Reclaimer::start(&tree));
-        let line = Arc::new(Line { loaded: lineage, node });
+        tree.commit.set_line(lineage, node);
         let (mut keeper, mut save_thread, mut saver, mut log) = (None, None, None, None);
         let mut report = None;
         if let Some(OnDisk { log: own_log, snapshots, last_save, report: found }) = on_disk {
             report = Some(found);
-            let parts = (&tree, &own_log, &line);
+            let parts = (&tree, &own_log);
             let own = Arc::new(Saver::new(parts, builder.saves, snapshots, last_save));
             if builder.keeps_log_by_itself {
                 save_thread = SaveThread::start(&own);
@@ -135,7 +133,6 @@ impl Database {
             durability: builder.durability,
             saver,
             save_thread,
-            line,
             report,
         };
         Ok(Self { engine: Arc::new(engine) })
@@ -196,7 +193,7 @@ impl Database {
     /// [`SaveHandle::wait`].
     pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
         let pass = Pass::take(&self.engine.tree, Holder::Save)?;
-        let cut = source::Cut::of(pass.cut(), self.engine.lineage(pass.cut()));
+        let cut = source::Cut::of(pass.cut());
         SaveHandle::start(Arc::clone(&self.engine.disk), path.as_ref(), pass, cut, &options)
     }
 
@@ -296,6 +293,42 @@ impl Database {
     /// The last batch. Its effect may still be under way to the leaves; readers wait those nanoseconds.
     pub fn position(&self) -> Position {
         self.engine.tree.commit.position()
+    }
+
+    /// Whether it takes writes.
+    ///
+    /// A database does that in memory, in a new directory, in one that it wrote before, and in a [copy](Builder::backup).
+    /// A directory whose last batches came from elsewhere was a replica's.
+    pub fn role(&self) -> Role {
+        self.engine.tree.commit.role()
+    }
+
+    /// Makes a replica the primary: from now on it takes writes, in a new history of a higher term. Where replicas meet that term they
+    /// follow no older primary any more. A primary stays what it is.
+    ///
+    /// The beginning of the history is on the disk before the first write is taken. A crash before that leaves a replica.
+    ///
+    /// # Errors
+    /// [`Error::NotDurable`]: it is a replica still, and may be promoted again. [`Error::Closed`], [`Error::LogFailed`], [`Error::Poisoned`].
+    pub fn promote(&self) -> Result<Position> {
+        let Engine { tree, log, .. } = &*self.engine;
+        if tree.commit.role() == Role::Primary {
+            return Ok(self.position());
+        }
+        let history = HistoryId(random_id()?);
+        let now_ms = tree.clock().now_ms();
+        let position = tree.commit.with_room(|| match tree.commit.begin_term(history, now_ms) {
+            Ok(position) => Ok(position),
+            Err(Refused::NoRoom(len)) => Err(Denied::NoRoom(len)),
+            Err(Refused::Error(error)) => Err(Denied::Error(error)),
+            Err(Refused::NewCut) => unreachable!("nothing is kept for a history's beginning"),
+        })?;
+        if let Some(log) = log {
+            let synced = log.sync(&tree.commit, position.seq);
+            synced.map_err(|failure| Error::NotDurable { position, failure })?;
+        }
+        tree.commit.set_role(Role::Primary);
+        Ok(position)
     }
 
     /// What was found when the directory was opened; `None` for a database in memory.
@@ -539,11 +572,6 @@ impl Engine {
         let (written, durable) = (log.written(), log.durable());
         Some(LogStats { written, durable, saved: saver.saved(), segments, bytes })
     }
-
-    /// The histories of the line that ends at `cut`.
-    pub(crate) fn lineage(&self, cut: &Cut) -> Vec<Span> {
-        self.line.at(cut)
-    }
 }
 
 impl Reclaimer {
@@ -618,6 +646,80 @@ impl Drop for Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::log::Identity;
+    use crate::storage::sim::{CallKind, DiskFault, SimDisk};
+
+    fn on(disk: &SimDisk) -> Builder {
+        Database::builder().disk(disk.clone())
+    }
+
+    /// A directory as a replica leaves it: its node has written nothing of what it holds.
+    fn left_by_a_replica(disk: &SimDisk) -> (Identity, Position) {
+        let db = on(disk).open("/db").unwrap();
+        db.keyspace("films").unwrap().insert("k", "v").unwrap();
+        let position = db.position();
+        db.close().unwrap();
+        drop(db);
+        let mut identity = None;
+        disk.edit(Path::new("/db/identity"), |bytes| {
+            let own = Identity { node: [9; 16], ..Identity::decode(bytes).unwrap() };
+            bytes.copy_from_slice(&own.encode());
+            identity = Some(own);
+        })
+        .unwrap();
+        (identity.unwrap(), position)
+    }
+
+    #[test]
+    fn what_another_node_wrote_is_read_only_until_it_is_promoted() {
+        let disk = SimDisk::new();
+        let (identity, position) = left_by_a_replica(&disk);
+        for _ in 0..2 {
+            let db = on(&disk).open("/db").unwrap();
+            assert_eq!((db.role(), db.position()), (Role::Replica, position));
+            let films = db.keyspace("films").unwrap();
+            assert_eq!(films.get("k").unwrap().unwrap(), "v");
+            assert!(matches!(films.insert("k", "w"), Err(Error::ReadOnly)));
+            assert!(matches!(films.clear(), Err(Error::ReadOnly)));
+            assert!(matches!(db.keyspace("more"), Err(Error::ReadOnly)));
+            assert!(matches!(db.drop_keyspace("films"), Err(Error::ReadOnly)));
+            db.compact_log(SaveOptions::default()).unwrap();
+            assert_eq!((db.seq(), films.len().unwrap()), (position.seq, 1));
+        }
+        let db = on(&disk).open("/db").unwrap();
+        let promoted = db.promote().unwrap();
+        assert_eq!(db.promote().unwrap(), promoted);
+        assert_eq!((db.role(), promoted.seq.0), (Role::Primary, position.seq.0 + 1));
+        assert_ne!(promoted.history, position.history);
+        let line = db.engine.tree.cut(Holder::Snapshot).unwrap().lineage();
+        assert_eq!(line.iter().map(|span| span.term).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(line[1].writer, identity.node);
+        // What was promoted stays so, though it has written nothing: also after the power went.
+        let after = disk.crash(1);
+        drop(db);
+        let db = on(&after).open("/db").unwrap();
+        assert_eq!((db.role(), db.position()), (Role::Primary, promoted));
+        db.keyspace("films").unwrap().insert("k", "w").unwrap();
+        let line = db.engine.tree.cut(Holder::Snapshot).unwrap().lineage();
+        assert_eq!(line.iter().map(|span| span.term).collect::<Vec<_>>(), [0, 1, 1]);
+    }
+
+    #[test]
+    fn a_promotion_that_is_not_durable_is_none() {
+        let disk = SimDisk::new();
+        left_by_a_replica(&disk);
+        let db = on(&disk).open("/db").unwrap();
+        disk.inject(DiskFault::error(5).on(CallKind::SyncData).forever());
+        assert!(matches!(db.promote(), Err(Error::NotDurable { .. })));
+        assert_eq!(db.role(), Role::Replica);
+        let films = db.keyspace("films").unwrap();
+        assert!(matches!(films.insert("k", "w"), Err(Error::LogFailed(_) | Error::ReadOnly)));
+        disk.clear_faults();
+        db.recover().unwrap();
+        assert!(matches!(films.insert("k", "w"), Err(Error::ReadOnly)));
+        db.promote().unwrap();
+        films.insert("k", "w").unwrap();
+    }
 
     /// A file may name the last number of all; the next keyspace would have panicked after its name was written.
     #[test]

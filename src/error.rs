@@ -107,6 +107,9 @@ pub enum Error {
     /// "Can Applications Recover from fsync Failures?", ATC 2020). Nothing changed, reads go on;
     /// [`Database::recover`](crate::Database::recover) begins a new log.
     LogFailed(LogFailure),
+    /// The database is a replica, or its directory was one's: writes are the primary's. Nothing changed;
+    /// [`Database::promote`](crate::Database::promote) makes it one.
+    ReadOnly,
     /// The database's own saves fail, and it was opened to refuse writes then. Nothing changed.
     SavesFail,
     /// The batch is committed and visible, but the log failed before it had the durability asked for: whether it
@@ -295,6 +298,7 @@ impl fmt::Display for Error {
             }
             Error::NoLog => f.write_str("the database lives in memory alone, it has no log"),
             Error::LogFailed(failure) => write!(f, "the log failed: {failure}"),
+            Error::ReadOnly => f.write_str("a replica takes no writes until it is promoted"),
             Error::SavesFail => f.write_str("saves fail, and writes are refused while they do"),
             Error::NotDurable { position, failure } => {
                 write!(f, "{position} is committed, not durable: {failure}")

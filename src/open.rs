@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::commit::{CATALOGUE, KeyspaceSlot, Totals};
+use crate::commit::{CATALOGUE, KeyspaceSlot, Role, Totals};
 use crate::database::Database;
 use crate::format::leaves::KeyspaceSums;
 use crate::format::log::Base;
@@ -267,7 +267,10 @@ impl OnDisk {
     pub(crate) fn open(self, content: Content, builder: Builder) -> Result<Database> {
         let node = self.log.directory.identity.node;
         let room: Arc<Log> = Arc::clone(&self.log);
-        content.tree.commit.attach_log(self.log.chain(), node, room);
+        content.tree.commit.attach_log(self.log.chain(), room);
+        if !self.log.directory.may_write(&content.lineage) && !planted(Bug::AnyoneWrites) {
+            content.tree.commit.set_role(Role::Replica);
+        }
         Database::over(content, Some(self), node, builder)
     }
 }

@@ -193,6 +193,10 @@ pub(crate) enum Bug {
     ReadBeforeLock,
     /// Recovery: a file in the making is taken for one that is whole.
     TemporaryTaken,
+    /// Roles: a directory that another node wrote may be written by whoever opens it.
+    AnyoneWrites,
+    /// Roles: a replica takes writes.
+    ReplicaWrites,
 }
 
 /// Whether `bug` is alive.

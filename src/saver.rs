@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
-use crate::commit::{Cut, Holder};
-use crate::format::snapshot::Span;
+use crate::commit::Holder;
 use crate::planted::{Bug, planted};
-use crate::position::{Position, Seq};
+use crate::position::Seq;
 use crate::storage::directory::Directory;
 use crate::storage::log::Log;
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
@@ -23,29 +22,6 @@ use crate::storage::source;
 use crate::sync::{Mutex, assert_no_latch};
 use crate::tree::{Pass, Tree};
 use crate::{Error, Result};
-
-/// The histories that led here, and who writes the present one.
-#[derive(Debug)]
-pub(crate) struct Line {
-    /// Those of what was loaded.
-    pub(crate) loaded: Vec<Span>,
-    /// Names this run as a writer.
-    pub(crate) node: [u8; 16],
-}
-
-impl Line {
-    /// The histories of the line that ends at `cut`.
-    pub(crate) fn at(&self, cut: &Cut) -> Vec<Span> {
-        let mut lineage = self.loaded.clone();
-        let Position { history, seq } = cut.position;
-        if seq > cut.history_start {
-            // No promotion yet: one term, and every run its own writer.
-            let (start, writer) = (Seq(cut.history_start.0 + 1), self.node);
-            lineage.push(Span { history, term: 0, writer, start, end: seq });
-        }
-        lineage
-    }
-}
 
 /// When a database saves by itself, and what it keeps: [`Builder::save_after`](crate::Builder::save_after) and those
 /// beside it.
@@ -92,7 +68,6 @@ impl fmt::Debug for SavePolicy {
 pub(crate) struct Saver {
     tree: Arc<Tree>,
     log: Arc<Log>,
-    line: Arc<Line>,
     policy: SavePolicy,
     /// Held while a save runs: there is one at a time.
     state: Mutex<State>,
@@ -142,18 +117,17 @@ impl Default for LastSave {
 
 impl Saver {
     pub(crate) fn new(
-        (tree, log, line): (&Arc<Tree>, &Arc<Log>, &Arc<Line>),
+        (tree, log): (&Arc<Tree>, &Arc<Log>),
         policy: SavePolicy,
         snapshots: Vec<(u64, Option<Seq>)>,
         last: LastSave,
     ) -> Self {
-        let (tree, log, line) = (Arc::clone(tree), Arc::clone(log), Arc::clone(line));
+        let (tree, log) = (Arc::clone(tree), Arc::clone(log));
         let saved = AtomicU64::new(last.seq.0);
         let state = Mutex::new(State { snapshots, last });
         Self {
             tree,
             log,
-            line,
             policy,
             state,
             saved,
@@ -208,7 +182,7 @@ impl Saver {
     /// The present, to be saved.
     fn cut(&self) -> Result<(Pass, source::Cut)> {
         let pass = Pass::take(&self.tree, Holder::Save)?;
-        let cut = source::Cut::of(pass.cut(), self.line.at(pass.cut()));
+        let cut = source::Cut::of(pass.cut());
         Ok((pass, cut))
     }
 

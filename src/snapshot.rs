@@ -112,7 +112,7 @@ impl Snapshot {
     /// [`Error::SaveInProgress`], [`Error::Io`]; those of the writing come from
     /// [`SaveHandle::wait`](crate::SaveHandle::wait).
     pub fn save(&self, path: impl AsRef<Path>, options: SaveOptions) -> Result<SaveHandle> {
-        let cut = source::Cut::of(self.still.cut(), self.engine.lineage(self.still.cut()));
+        let cut = source::Cut::of(self.still.cut());
         let disk = Arc::clone(&self.engine.disk);
         SaveHandle::start(disk, path.as_ref(), Arc::clone(&self.still), cut, &options)
     }
@@ -124,7 +124,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`] of `<stream>`, [`Error::SelfCheck`], [`Error::Poisoned`].
     pub fn write_to(&self, out: impl io::Write, options: &SaveOptions) -> Result<SaveReport> {
-        let cut = source::Cut::of(self.still.cut(), self.engine.lineage(self.still.cut()));
+        let cut = source::Cut::of(self.still.cut());
         save_to_stream(&self.still, &cut, options, out)
     }
 }

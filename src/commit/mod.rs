@@ -14,16 +14,16 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::format::log::Base;
-
 use crate::error::LogFailure;
+use crate::format::log::Base;
+pub(crate) use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::slice::Slice;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{Error, Result};
 
-pub(crate) use crate::format::record::Effect as LoggedEffect;
+pub(crate) use crate::format::record::{Effect as LoggedEffect, HistoryBody};
 
 pub(crate) use self::tail::{Body, Drained, Encoded, Tail};
 
@@ -75,6 +75,16 @@ pub enum Holder {
     Range,
 }
 
+/// Whether a database takes writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// It does, and what it writes is what replicas follow.
+    Primary,
+    /// It refuses them: it follows a primary, or did when its directory was last open.
+    Replica,
+}
+
 /// A moment at which stills may be read.
 #[derive(Debug)]
 pub(crate) struct Cut {
@@ -83,8 +93,8 @@ pub(crate) struct Cut {
     /// The tick of the last batch that the cut holds.
     pub(crate) tick: u64,
     pub(crate) position: Position,
-    /// Where the position's history begins on its line.
-    pub(crate) history_start: Seq,
+    /// The histories that led there; the last ends at `position`, whatever it says.
+    line: Arc<Vec<Span>>,
     /// Unix milliseconds; expiry is judged by it.
     pub(crate) time_ms: u64,
     pub(crate) totals: Totals,
@@ -109,6 +119,11 @@ impl Cut {
     /// One more than the tick, so that 0 can mean "no cut".
     pub(crate) fn code(&self) -> u64 {
         self.tick + 1
+    }
+
+    /// The histories that led to it, oldest first.
+    pub(crate) fn lineage(&self) -> Vec<Span> {
+        lineage(&self.line, self.position.seq)
     }
 
     /// Lists `range`; `false` if the list was drained for good.
@@ -165,8 +180,10 @@ pub(crate) trait Room: Send + Sync {
 #[derive(Debug)]
 struct State {
     position: Position,
-    /// The Seq before the first one of the position's history.
-    history_start: Seq,
+    /// The histories that led there; the last ends at `position`, whatever it says.
+    line: Arc<Vec<Span>>,
+    /// Signs the histories that begin here.
+    node: [u8; 16],
     /// This run's history, until its first batch: only that makes it part of the line.
     drawn: Option<HistoryId>,
     tick: u64,
@@ -178,6 +195,7 @@ struct State {
     cuts: Vec<Arc<Cut>>,
     cuts_taken: u64,
     last_time_ms: u64,
+    role: Role,
     closed: bool,
     /// Records on their way to the log, if there is one.
     tail: Option<Tail>,
@@ -284,16 +302,29 @@ impl State {
         };
         self.last_time_ms = self.last_time_ms.max(now_ms);
         if let Some(history) = self.drawn.take() {
-            self.history_start = self.position.seq;
-            self.position.history = history;
-            if let Some(tail) = &mut self.tail {
-                self.position.seq.0 += 1;
-                tail.append_history(history, self.position.seq, self.last_time_ms);
-            }
+            let term = self.line.last().map_or(0, |last| last.term);
+            self.begin_history(history, term);
         }
         self.position.seq.0 += 1;
         if let (Some(tail), Body::Logged(body)) = (&mut self.tail, body) {
             tail.append(body, self.position.seq, self.last_time_ms);
+        }
+    }
+}
+
+impl State {
+    /// The record that begins a history takes the next place.
+    fn begin_history(&mut self, history: HistoryId, term: u64) {
+        let line = Arc::make_mut(&mut self.line);
+        if let Some(last) = line.last_mut() {
+            last.end = self.position.seq;
+        }
+        self.position = Position { history, seq: Seq(self.position.seq.0 + 1) };
+        let (start, writer) = (self.position.seq, self.node);
+        line.push(Span { history, term, writer, start, end: start });
+        if let Some(tail) = &mut self.tail {
+            let body = HistoryBody { history, term, writer };
+            tail.append_history(&body, start, self.last_time_ms);
         }
     }
 }
@@ -311,7 +342,8 @@ impl Commit {
         Self {
             state: Mutex::new(State {
                 position,
-                history_start: position.seq,
+                line: Arc::default(),
+                node: [0; 16],
                 drawn: None,
                 tick: 0,
                 totals: all,
@@ -320,6 +352,7 @@ impl Commit {
                 cuts: Vec::new(),
                 cuts_taken: 0,
                 last_time_ms: time_ms,
+                role: Role::Primary,
                 closed: false,
                 tail: None,
                 log_failure: None,
@@ -334,13 +367,15 @@ impl Commit {
         }
     }
 
-    /// From now on every batch has a record, which goes behind the chain `chain`. Called once, before anyone writes.
-    pub(crate) fn attach_log(&self, chain: u32, writer: [u8; 16], room: Arc<dyn Room>) {
+    /// The histories that led here, and who signs the next. Called before anyone writes.
+    pub(crate) fn set_line(&self, lineage: Vec<Span>, node: [u8; 16]) {
         let mut state = self.state.lock();
-        state.tail = Some(Tail::new(chain, writer));
-        // What was replayed is of the histories before this run's.
-        state.history_start = state.position.seq;
-        drop(state);
+        (state.line, state.node) = (Arc::new(lineage), node);
+    }
+
+    /// From now on every batch has a record, which goes behind the chain `chain`. Called once, before anyone writes.
+    pub(crate) fn attach_log(&self, chain: u32, room: Arc<dyn Room>) {
+        self.state.lock().tail = Some(Tail::new(chain));
         assert!(self.room.set(room).is_ok(), "a database has one log");
     }
 
@@ -435,6 +470,43 @@ impl Commit {
         }
     }
 
+    /// Begins `history`, in a term above all that the line has, though nothing is to be written yet. What the next batch would have begun is
+    /// forgotten. Returns the place of the record.
+    ///
+    /// # Errors
+    /// [`Refused::NoRoom`], and why nothing can be written.
+    pub(crate) fn begin_term(
+        &self,
+        history: HistoryId,
+        now_ms: u64,
+    ) -> std::result::Result<Position, Refused> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        self.refusal(state, true).map_err(Refused::Error)?;
+        if let Some(tail) = &state.tail
+            && !tail.has_room_for_history()
+        {
+            return Err(Refused::NoRoom(tail::HISTORY_LEN));
+        }
+        let term = state.line.iter().map(|span| span.term).max().unwrap_or(0);
+        state.drawn = None;
+        self.has_history.store(true, Ordering::Relaxed);
+        state.tick += 1;
+        state.last_time_ms = state.last_time_ms.max(now_ms);
+        state.begin_history(history, term.saturating_add(1));
+        Ok(state.position)
+    }
+
+    /// What the database does from now on.
+    pub(crate) fn set_role(&self, role: Role) {
+        self.state.lock().role = role;
+    }
+
+    /// What the database does now.
+    pub(crate) fn role(&self) -> Role {
+        self.state.lock().role
+    }
+
     /// Gives a batch its place. The caller holds the latches of all leaves it changes.
     pub(crate) fn take(
         &self,
@@ -444,7 +516,8 @@ impl Commit {
     ) -> std::result::Result<Ticket<'_>, Refused> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        if let Err(error) = self.refusal(state) {
+        let is_replayed = matches!(body, Body::Replayed { .. });
+        if let Err(error) = self.refusal(state, is_replayed) {
             return Err(Refused::Error(error));
         }
         let is_dropped = |slot: &KeyspaceSlot| state.keyspaces[slot.0 as usize].dropped;
@@ -488,8 +561,11 @@ impl Commit {
         Ok(Ticket { commit: self, position, tick, newest: newest_tick, cut })
     }
 
-    fn refusal(&self, state: &State) -> Result<()> {
+    fn refusal(&self, state: &State, is_replayed: bool) -> Result<()> {
         self.check()?;
+        if state.role != Role::Primary && !is_replayed && !planted(Bug::ReplicaWrites) {
+            return Err(Error::ReadOnly);
+        }
         if let Some(failure) = &state.log_failure {
             return Err(Error::LogFailed(failure.clone()));
         }
@@ -516,7 +592,7 @@ impl Commit {
             id: state.cuts_taken,
             tick,
             position: state.position,
-            history_start: state.history_start,
+            line: Arc::clone(&state.line),
             time_ms,
             totals: state.totals,
             taken,
@@ -653,8 +729,23 @@ impl Commit {
     pub(crate) fn rewind_seq(&self, seq: Seq, history: HistoryId) {
         let mut state = self.state.lock();
         assert!(seq <= state.position.seq, "a rewind goes back");
+        let mut line = lineage(&state.line, state.position.seq);
+        line.retain(|span| span.start < seq);
+        if let Some(last) = line.last_mut() {
+            last.end = Seq(seq.0 - 1);
+        }
+        line.push(Span { history, term: 0, writer: state.node, start: seq, end: seq });
+        state.line = Arc::new(line);
         state.position = Position { history, seq };
-        state.history_start = seq;
         state.drawn = None;
     }
+}
+
+/// The line of these histories, of which the last ends at `end`.
+fn lineage(line: &[Span], end: Seq) -> Vec<Span> {
+    let mut lineage = line.to_vec();
+    if let Some(last) = lineage.last_mut() {
+        last.end = end;
+    }
+    lineage
 }

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use crate::format::codec::crc;
 use crate::format::log::{Base, FRAME_LEN, RECORD_FRAME_LEN};
 use crate::format::record::{Effect, HistoryBody, RECORD_HEADER_LEN, RecordHeader, RecordKind};
-use crate::position::{HistoryId, Position, Seq};
+use crate::position::{Position, Seq};
 
 /// Bodies longer than this are handed over, not copied under the lock.
 const LINKED_MIN: usize = 4 << 10;
@@ -81,8 +81,6 @@ pub(crate) struct Tail {
     limit: u64,
     /// The chain up to the last record.
     chain: u32,
-    /// This node, by which its histories are signed.
-    writer: [u8; 16],
 }
 
 /// A long body, and where among the bytes it belongs.
@@ -106,14 +104,19 @@ pub(crate) struct Drained {
 impl Tail {
     /// An empty tail behind a log that ends at the chain `chain`; nothing may be appended before there is a
     /// [limit](Self::set_limit).
-    pub(crate) fn new(chain: u32, writer: [u8; 16]) -> Self {
-        Self { bytes: Vec::new(), linked: Vec::new(), len: 0, limit: 0, chain, writer }
+    pub(crate) fn new(chain: u32) -> Self {
+        Self { bytes: Vec::new(), linked: Vec::new(), len: 0, limit: 0, chain }
     }
 
     /// Whether the record of `body` has a place, that of a new history before it if it comes first in one.
     pub(crate) fn has_room(&self, body: &Encoded, begins_history: bool) -> bool {
         let history = if begins_history { HISTORY_LEN } else { 0 };
         self.len + body.record_len() + history <= self.limit
+    }
+
+    /// Whether a record that begins a history has a place.
+    pub(crate) fn has_room_for_history(&self) -> bool {
+        self.len + HISTORY_LEN <= self.limit
     }
 
     /// How much there must be room for, so that the record of `body` has a place for certain.
@@ -127,8 +130,8 @@ impl Tail {
     }
 
     /// Appends the record that begins a history.
-    pub(crate) fn append_history(&mut self, history: HistoryId, seq: Seq, time_ms: u64) {
-        let body = HistoryBody { history, term: 0, writer: self.writer }.encode();
+    pub(crate) fn append_history(&mut self, body: &HistoryBody, seq: Seq, time_ms: u64) {
+        let body = body.encode();
         let crc = crc(&[&body]);
         self.append_small(RecordKind::History, &body, crc, seq, time_ms);
     }
@@ -186,4 +189,5 @@ impl Tail {
 }
 
 /// What a history's record takes in the log.
-const HISTORY_LEN: u64 = (RECORD_FRAME_LEN + crate::format::record::HISTORY_BODY_LEN) as u64;
+pub(crate) const HISTORY_LEN: u64 =
+    (RECORD_FRAME_LEN + crate::format::record::HISTORY_BODY_LEN) as u64;

@@ -296,6 +296,8 @@ pub(crate) struct Identity {
     pub(crate) dataset: [u8; 16],
     /// Random, of this directory.
     pub(crate) node: [u8; 16],
+    /// Made of what another directory held: it may be written on, though its last history is not its own.
+    pub(crate) is_copy: bool,
 }
 
 pub(crate) const IDENTITY_LEN: usize = 64;
@@ -310,6 +312,7 @@ impl Identity {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.dataset);
         out.extend_from_slice(&self.node);
+        out.push(self.is_copy.into());
         seal(out, IDENTITY_CRC_AT)
     }
 
@@ -317,8 +320,13 @@ impl Identity {
         let mut d = Decoder::new(bytes);
         check_head(&mut d, IDENTITY_MAGIC)?;
         let (dataset, node) = (d.array("data set")?, d.array("node")?);
+        let is_copy = d.u8("copy")?;
         check_seal(&mut d, bytes, IDENTITY_CRC_AT, "identity")?;
-        Ok(Identity { dataset, node })
+        if is_copy > 1 {
+            let fault = Fault::Range { field: "copy", got: is_copy.into(), min: 0, max: 1 };
+            return Err(Damage::new(48, fault));
+        }
+        Ok(Identity { dataset, node, is_copy: is_copy == 1 })
     }
 }
 
@@ -356,7 +364,7 @@ mod tests {
         }
         let label = Label { dataset: [1; 16], ordinal: 7, salt: 0x1234_5678_9ABC_DEF0 };
         check(&label.encode(), |bytes| Label::decode(bytes) == Ok(label));
-        let identity = Identity { dataset: [1; 16], node: [2; 16] };
+        let identity = Identity { dataset: [1; 16], node: [2; 16], is_copy: true };
         check(&identity.encode(), |bytes| Identity::decode(bytes) == Ok(identity));
         let first = Beginning { previous: None, ..beginning() };
         for beginning in [beginning(), first] {

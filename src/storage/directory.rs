@@ -15,6 +15,7 @@ use super::{Disk, DiskFile, directory_of, read_exact_at, temporary_path, write_a
 use crate::clock::random_id;
 use crate::error::{Error, Result};
 use crate::format::log::{IDENTITY_LEN, Identity};
+use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 
 pub(crate) const LOCK: &str = "lock";
@@ -168,7 +169,7 @@ impl Directory {
         let lock = disk.lock(&lock_path).map_err(|source| Error::io("lock", &lock_path, source));
         let made = lock.and_then(|lock| {
             let lock = Mutex::new(Some(lock.ok_or(Error::Locked { path: lock_path })?));
-            let identity = Identity { dataset, node: random_id()? };
+            let identity = Identity { dataset, node: random_id()?, is_copy: true };
             let (disk, path) = (Arc::clone(&disk), path.to_owned());
             Ok(Self { disk, path, identity, lock, is_made })
         });
@@ -219,6 +220,12 @@ impl Directory {
             let _ = self.disk.remove_dir(&self.path);
         }
         self.release();
+    }
+
+    /// Whether who opens it may write on from a line of these histories.
+    pub(crate) fn may_write(&self, lineage: &[Span]) -> bool {
+        let Identity { node, is_copy, .. } = self.identity;
+        lineage.last().is_none_or(|last| last.writer == node || is_copy)
     }
 
     /// Lets another process have it: nothing is done here any more.
@@ -274,7 +281,7 @@ fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
             if names.iter().any(|name| ours(&name)) {
                 return Err(Error::io("open", &path, error));
             }
-            let identity = Identity { dataset: random_id()?, node: random_id()? };
+            let identity = Identity { dataset: random_id()?, node: random_id()?, is_copy: false };
             create_whole(disk, &path, &identity.encode())?;
             Ok(identity)
         }

@@ -102,11 +102,11 @@ pub(crate) type Built<'a, S> = <<S as LeafSink>::Builder<'a> as LeafBuild>::Buil
 
 impl Cut {
     /// What a save at `cut` promises.
-    pub(crate) fn of(cut: &commit::Cut, lineage: Vec<Span>) -> Self {
+    pub(crate) fn of(cut: &commit::Cut) -> Self {
         Cut {
             position: cut.position,
             time_ms: cut.time_ms,
-            lineage,
+            lineage: cut.lineage(),
             entries: cut.totals.records,
             fingerprint: cut.totals.fingerprint,
         }

@@ -208,7 +208,7 @@ pub(crate) fn identity(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>> 
     }
     let dataset = dataset.map_or_else(random_id, Ok)?;
     let node = random_id()?;
-    Ok(Some(Identity { dataset, node }))
+    Ok(Some(Identity { dataset, node, is_copy: true }))
 }
 
 /// Fills `buf` from `offset`; what the disk can't read is zeros.

@@ -1,0 +1,7 @@
+//! Replicas: what two nodes tell each other, and what follows from it.
+//!
+//! Deciding is pure ([`catch_up`], [`line`]) and knows neither threads, files, sockets nor clocks; who moves bytes stands
+//! upstairs and in [`link`].
+
+pub(crate) mod catch_up;
+pub(crate) mod line;
