@@ -89,8 +89,12 @@ fn copy_held(source: &Directory, target: &Directory) -> Result<Copied> {
 
     let (mut files, mut bytes) = (0, 0);
     for &ordinal in plan.segments.iter().chain(&plan.blank).rev() {
-        let held = segments.iter().find(|found| found.ordinal == ordinal);
-        let copied = held.expect("planned from these").settled_bytes(source)?;
+        let found = segments.iter().find(|found| found.ordinal == ordinal);
+        let copied = match found.expect("planned from these").settled_bytes(source) {
+            // One before the snapshot, which is older than what is to be kept by now.
+            Err(error) if snapshot.is_some() && is_gone(&error) => break,
+            copied => copied?,
+        };
         let path = target.segment(ordinal);
         let told = |op, source| Error::io(op, &path, source);
         let file = target.disk.create_new(&path).map_err(|source| told("create", source))?;
@@ -108,32 +112,34 @@ fn copy_held(source: &Directory, target: &Directory) -> Result<Copied> {
     Ok(Copied { position: prove(target)?, files, bytes })
 }
 
-/// Opens the segments behind the newest snapshot, oldest first in the list.
+/// The segments, oldest first; those behind the newest snapshot stay open.
 fn hold_segments(source: &Directory) -> Result<Vec<Found>> {
     let listed = Listed::read(source)?;
     let newest = listed.snapshots.iter().rev().find_map(|ordinal| snapshot_seq(source, *ordinal));
-    let mut held = Vec::new();
+    let mut segments = Vec::new();
+    let mut is_needed = true;
     for &ordinal in listed.segments.iter().rev() {
-        let found = match Found::hold(source, ordinal) {
+        let found = match is_needed {
+            true => Found::hold(source, ordinal),
+            false => Found::read(source, ordinal),
+        };
+        let found = match found {
             // So has all that is older: a snapshot has what was in it.
-            Err(Error::Io { op: "open", source, .. })
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
-                break;
-            }
+            Err(error) if is_gone(&error) => break,
             found => found?,
         };
-        let base = match &found.beginning {
-            Begun::Yes(beginning) => Some(beginning.base.position.seq),
-            _ => None,
-        };
-        held.push(found);
-        if newest.is_some() && base.is_some_and(|base| Some(base) <= newest) {
-            break;
+        if let Begun::Yes(beginning) = &found.beginning {
+            is_needed &= newest.is_none_or(|newest| beginning.base.position.seq > newest);
         }
+        segments.push(found);
     }
-    held.reverse();
-    Ok(held)
+    segments.reverse();
+    Ok(segments)
+}
+
+/// Whether a file was removed before it was opened.
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Io { op: "open", source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// The last batch of a snapshot; `None` if it is damaged, or gone.
