@@ -3,6 +3,7 @@
 use std::ops::{Range, RangeBounds};
 use std::sync::Arc;
 
+use crate::commit::KeyspaceSlot;
 use crate::database::Engine;
 use crate::keys;
 use crate::keyspace::Keyspace;
@@ -110,7 +111,7 @@ impl WriteBatch {
         keyspace: &Keyspace,
         range: impl RangeBounds<K>,
     ) {
-        let bounds = keys::within(keyspace.id(), &range);
+        let bounds = keys::within(keyspace.place().id, &range);
         let len = bounds.low.len() + bounds.high.as_ref().map_or(0, Vec::len);
         self.push(keyspace, len, Kind::DeleteRange(bounds));
     }
@@ -147,14 +148,14 @@ impl WriteBatch {
         }
         self.bytes += key.len() as u64;
         let start = self.content.len();
-        keys::append_internal(keyspace.id(), key, &mut self.content);
+        keys::append_internal(keyspace.place().id, key, &mut self.content);
         Some(start..self.content.len())
     }
 
     fn push(&mut self, keyspace: &Keyspace, len: usize, kind: Kind) {
         assert!(keyspace.is_of(&self.engine), "a keyspace of another database in a batch");
         self.bytes += OP_BYTES + len as u64;
-        if self.keyspaces.last().is_none_or(|last| last.id() != keyspace.id()) {
+        if self.keyspaces.last().is_none_or(|last| last.place() != keyspace.place()) {
             self.keyspaces.push(keyspace.clone());
         }
         self.ops.push(Op { keyspace: self.keyspaces.len() - 1, kind });
@@ -202,10 +203,11 @@ impl WriteBatch {
                 }
                 _ => None,
             };
-            let slot = self.keyspace_of(at).slot();
+            let slot = self.keyspace_of(at).place().slot;
             changes.ops.push(BatchOp { slot, key, prefix_len: keys::PREFIX_LEN, put });
         }
-        changes.ranges = union(ranges.iter().map(|(at, bounds)| (self.keyspace_of(*at), *bounds)));
+        changes.ranges =
+            union(ranges.iter().map(|(at, bounds)| (self.keyspace_of(*at).place().slot, *bounds)));
         Ok(changes)
     }
 
@@ -240,13 +242,13 @@ impl WriteBatch {
 }
 
 /// The ranges sorted, overlapping ones joined, empty ones left out.
-fn union<'a>(ranges: impl Iterator<Item = (&'a Keyspace, &'a Bounds)>) -> Vec<RangeDelete> {
+fn union<'a>(ranges: impl Iterator<Item = (KeyspaceSlot, &'a Bounds)>) -> Vec<RangeDelete> {
     let mut sorted: Vec<RangeDelete> = ranges
-        .filter_map(|(keyspace, bounds)| {
+        .filter_map(|(slot, bounds)| {
             // Only the last keyspace there can be has no end; no key there is longer than a key may be.
             let endless = || vec![0xff; keys::PREFIX_LEN + crate::MAX_KEY_LEN + 1];
             let high = bounds.high.clone().unwrap_or_else(endless);
-            let (slot, low) = (keyspace.slot(), bounds.low.clone());
+            let low = bounds.low.clone();
             (low < high).then_some(RangeDelete { slot, low, high, prefix_len: keys::PREFIX_LEN })
         })
         .collect();
@@ -265,7 +267,7 @@ fn union<'a>(ranges: impl Iterator<Item = (&'a Keyspace, &'a Bounds)>) -> Vec<Ra
 }
 
 /// One range of one keyspace, removed as a batch.
-pub(crate) fn delete_bounds(keyspace: &Keyspace, bounds: &Bounds) -> Changes<'static> {
-    let ranges = union(std::iter::once((keyspace, bounds)));
+pub(crate) fn delete_bounds(slot: KeyspaceSlot, bounds: &Bounds) -> Changes<'static> {
+    let ranges = union(std::iter::once((slot, bounds)));
     Changes { ranges, ..Changes::default() }
 }

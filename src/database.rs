@@ -12,10 +12,12 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Cut, Denied, Holder, KeyspaceSlot, Refused, Role};
+use crate::commit::{CATALOGUE, Cut, Denied, Holder, KeyspaceSlot, Refused, Role, View};
+#[cfg(feature = "simulation")]
+use crate::install::Arrival;
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
-use crate::keyspace::Keyspace;
+use crate::keyspace::{Keyspace, Place};
 use crate::open::{Catalogue, Content, OnDisk};
 use crate::options::{Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
@@ -58,7 +60,7 @@ pub struct Database {
 pub(crate) struct Engine {
     tree: Arc<Tree>,
     pub(crate) disk: Arc<dyn Disk>,
-    catalogue: Mutex<Catalogue>,
+    pub(crate) catalogue: Mutex<Catalogue>,
     budget: Option<StillBudget>,
     /// Whether the budget's callback has been told of the present excess.
     ///
@@ -207,8 +209,11 @@ impl Database {
         }
         let tree = self.engine.tree();
         let mut catalogue = self.engine.catalogue.lock();
+        // What names mean changes under the catalogue's lock alone.
+        let view = tree.commit.view();
+        let handle = |id, slot| Keyspace::new(&self.engine, &name.into(), Place { view, id, slot });
         if let Some(&(id, slot)) = catalogue.names.get(name) {
-            return Ok(Keyspace::new(&self.engine, name, id, slot));
+            return Ok(handle(id, slot));
         }
         let id = catalogue.next_id;
         let next_id = id.checked_add(1).ok_or(Error::TooManyKeyspaces)?;
@@ -216,11 +221,12 @@ impl Database {
         let value = id.to_le_bytes();
         let put = Some(new_value(tree, &value, 0)?);
         let write = PointWrite {
+            view,
             slot: CATALOGUE,
             key: &key,
             prefix_len: PREFIX_LEN,
             put,
-            condition: Condition::Vacant,
+            condition: &Condition::Vacant,
             want_old: false,
         };
         let Written::Done { position, .. } = tree.write(&write)? else {
@@ -232,7 +238,7 @@ impl Database {
         catalogue.next_id = next_id;
         drop(catalogue);
         self.engine.committed(position, None)?;
-        Ok(Keyspace::new(&self.engine, name, id, slot))
+        Ok(handle(id, slot))
     }
 
     /// The names of all keyspaces, in order.
@@ -464,6 +470,17 @@ impl Database {
         Ok(crate::snapshot::LeafPass::new(pass))
     }
 
+    /// As on a replica that is sent a snapshot: what `input` holds takes the place of all there is.
+    ///
+    /// # Errors
+    /// Those of [`load`](Database::load).
+    pub fn install(&self, input: impl io::Read, rewinds: bool) -> Result<()> {
+        self.engine.tree.commit.set_role(Role::Replica);
+        let bulk = self.engine.tree.bulk();
+        let loaded = load_stream(input, &bulk)?;
+        self.engine.install(Arrival::whole(loaded, rewinds))
+    }
+
     /// Does what the reclaimer's thread does.
     pub fn reclaim(&self) {
         self.engine.tree.reclaim();
@@ -489,9 +506,16 @@ impl Engine {
         &self.tree
     }
 
-    /// The counters of the keyspace with this id.
-    pub(crate) fn slot_of(&self, id: u32) -> Option<KeyspaceSlot> {
-        self.catalogue.lock().slots.get(&id).copied()
+    /// Shows what a name stands for now.
+    pub(crate) fn with_place<T>(&self, name: &str, show: impl FnOnce(Option<Place>) -> T) -> T {
+        let catalogue = self.catalogue.lock();
+        let view = self.tree.commit.view();
+        show(catalogue.names.get(name).map(|&(id, slot)| Place { view, id, slot }))
+    }
+
+    /// The counters of the keyspace that had this id in `view`.
+    pub(crate) fn slot_of(&self, view: View, id: u32) -> Option<KeyspaceSlot> {
+        self.catalogue.lock().slot_in(view, id)
     }
 
     fn stills(&self) -> Vec<StillInfo> {

@@ -4,12 +4,10 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::{ControlFlow, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(doc)]
-use crate::Error;
-use crate::Result;
 use crate::batch::delete_bounds;
-use crate::commit::{Holder, KeyspaceSlot};
+use crate::commit::{KeyspaceSlot, View};
 use crate::database::Engine;
 use crate::keys::{self, InternalKey, PREFIX_LEN};
 use crate::options::{Durability, WriteOptions};
@@ -17,7 +15,8 @@ use crate::planted::{Bug, planted};
 use crate::range::{Keys, Range};
 use crate::slice::{LargeBytes, Slice};
 use crate::sync::assert_no_latch;
-use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Still, Written, new_value};
+use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Written, new_value};
+use crate::{Error, Result};
 
 /// A named, ordered set of entries: a cheap handle that any thread may clone and use.
 ///
@@ -29,12 +28,47 @@ use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Still, Writte
 /// Every method fails with [`Error::Poisoned`] if the database is, with [`Error::KeyTooLarge`] for a longer key;
 /// every change also with [`Error::ValueTooLarge`], [`Error::MemoryLimit`], [`Error::Closed`], and with
 /// [`Error::NoKeyspace`] once the keyspace was dropped. Nothing is changed then.
-#[derive(Clone)]
 pub struct Keyspace {
     engine: Arc<Engine>,
     name: Arc<str>,
-    id: u32,
-    slot: KeyspaceSlot,
+    /// The bits of the place's [`View`].
+    ///
+    /// Both are stored with release, this one last, and loaded with acquire, this one first. So who loads a view older than what it
+    /// finds beside it finds, under a latch, that the view is over, and looks the name up.
+    view: AtomicU64,
+    /// Id and slot of the place.
+    place: AtomicU64,
+}
+
+/// What a keyspace's name stands for, and in which view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) view: View,
+    pub(crate) id: u32,
+    pub(crate) slot: KeyspaceSlot,
+}
+
+impl Clone for Keyspace {
+    fn clone(&self) -> Self {
+        Self::new(&self.engine, &self.name, self.place())
+    }
+}
+
+impl Place {
+    /// A key of the keyspace, as the tree has it.
+    #[inline]
+    fn key(&self, key: &[u8]) -> Result<InternalKey> {
+        InternalKey::new(self.id, key)
+    }
+
+    fn packed(self) -> u64 {
+        u64::from(self.id) << 32 | u64::from(self.slot.0)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "two halves")]
+    fn unpacked(view: View, packed: u64) -> Self {
+        Place { view, id: (packed >> 32) as u32, slot: KeyspaceSlot(packed as u32) }
+    }
 }
 
 /// Why [`Keyspace::compare_and_swap`] changed nothing.
@@ -94,16 +128,39 @@ pub(crate) fn with_scratch<R>(
 }
 
 impl Keyspace {
-    pub(crate) fn new(engine: &Arc<Engine>, name: &str, id: u32, slot: KeyspaceSlot) -> Self {
-        Self { engine: Arc::clone(engine), name: name.into(), id, slot }
+    pub(crate) fn new(engine: &Arc<Engine>, name: &Arc<str>, place: Place) -> Self {
+        let (view, place) = (AtomicU64::new(place.view.bits()), AtomicU64::new(place.packed()));
+        Self { engine: Arc::clone(engine), name: Arc::clone(name), view, place }
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.id
+    /// What its name stood for when that was last looked up.
+    #[inline]
+    pub(crate) fn place(&self) -> Place {
+        let view = View::from_bits(self.view.load(Ordering::Acquire));
+        Place::unpacked(view, self.place.load(Ordering::Acquire))
     }
 
-    pub(crate) fn slot(&self) -> KeyspaceSlot {
-        self.slot
+    /// Does `op` with what the name stands for; again if the name means something else by now.
+    #[inline]
+    fn at<T>(&self, mut op: impl FnMut(Place) -> Result<T>) -> Result<T> {
+        loop {
+            let place = self.place();
+            match op(place) {
+                Err(Error::NoKeyspace) => self.look_up(place)?,
+                done => return done,
+            }
+        }
+    }
+
+    /// Looks the name up again; fails if that can't tell anything new.
+    #[cold]
+    fn look_up(&self, place: Place) -> Result<()> {
+        self.engine.with_place(&self.name, |now| {
+            let now = now.filter(|now| now.view != place.view).ok_or(Error::NoKeyspace)?;
+            self.place.store(now.packed(), Ordering::Release);
+            self.view.store(now.view.bits(), Ordering::Release);
+            Ok(())
+        })
     }
 
     pub(crate) fn is_of(&self, engine: &Arc<Engine>) -> bool {
@@ -115,14 +172,11 @@ impl Keyspace {
         &self.name
     }
 
-    fn key(&self, key: impl AsRef<[u8]>) -> Result<InternalKey> {
-        InternalKey::new(self.id, key.as_ref())
-    }
-
     /// The value of `key`. A short value is copied, one over 2 KiB shared.
     #[inline]
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
-        self.engine.tree().get(&self.key(key)?)
+        let key = key.as_ref();
+        self.at(|place| self.engine.tree().get(place.view, &place.key(key)?))
     }
 
     /// Shows the value of `key` to `read`: no allocation, one copy if it is short.
@@ -131,24 +185,33 @@ impl Keyspace {
         key: impl AsRef<[u8]>,
         read: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>> {
-        let key = self.key(key)?;
+        let (key, tree) = (key.as_ref(), self.engine.tree());
         if planted(Bug::ClosureUnderLatch) {
-            return self.engine.tree().read(&key, |entry| read(entry.value.bytes()));
+            let place = self.place();
+            return tree.read(place.view, &place.key(key)?, |entry| read(entry.value.bytes()));
         }
-        with_scratch(|copy| self.engine.tree().read(&key, copy), read)
+        with_scratch(
+            |copy| self.at(|place| tree.read(place.view, &place.key(key)?, &mut *copy)),
+            read,
+        )
     }
 
     /// The values of `keys`, in their order. Faster than one by one: many cache misses are under way at once.
     ///
     /// Each value is of its own moment, as if read one by one.
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
-        let keys: Vec<InternalKey> = keys.iter().map(|key| self.key(key)).collect::<Result<_>>()?;
-        self.engine.tree().get_many(&keys)
+        self.at(|place| {
+            let keys = keys.iter().map(|key| place.key(key.as_ref()));
+            let keys: Vec<InternalKey> = keys.collect::<Result<_>>()?;
+            self.engine.tree().get_many(place.view, &keys)
+        })
     }
 
     /// Whether `key` has a value.
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        Ok(self.engine.tree().read(&self.key(key)?, |_| ())?.is_some())
+        let key = key.as_ref();
+        let read = self.at(|place| self.engine.tree().read(place.view, &place.key(key)?, |_| ()));
+        Ok(read?.is_some())
     }
 
     /// Puts `value` under `key`, whatever was there.
@@ -165,9 +228,8 @@ impl Keyspace {
     ) -> Result<()> {
         self.engine.check_level(options.durability)?;
         let expire_at = options.resolve(self.engine.tree().clock());
-        let (key, value) = (self.key(key)?, Some(value.as_ref()));
-        let level = options.durability;
-        self.write_at(level, &key, value, expire_at, Condition::Always, false).map(drop)
+        let (key, value, level) = (key.as_ref(), Some(value.as_ref()), options.durability);
+        self.write_at(level, key, value, expire_at, &Condition::Always, false).map(drop)
     }
 
     /// Puts `value` under `key` if it has none; whether it was put.
@@ -186,13 +248,13 @@ impl Keyspace {
 
     /// Removes `key`; whether it had a value.
     pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        let written = self.write(&self.key(key)?, None, 0, Condition::Always, false)?;
+        let written = self.write(key.as_ref(), None, 0, &Condition::Always, false)?;
         Ok(matches!(written, Written::Done { .. }))
     }
 
     /// Removes `key` and returns its value.
     pub fn take(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
-        match self.write(&self.key(key)?, None, 0, Condition::Always, true)? {
+        match self.write(key.as_ref(), None, 0, &Condition::Always, true)? {
             Written::Done { old, .. } => Ok(old),
             _ => Ok(None),
         }
@@ -206,7 +268,7 @@ impl Keyspace {
         condition: Condition<'_>,
         want_old: bool,
     ) -> Result<Written> {
-        self.write(&self.key(key)?, Some(value), expire_at, condition, want_old)
+        self.write(key, Some(value), expire_at, &condition, want_old)
     }
 
     fn write(
@@ -214,7 +276,7 @@ impl Keyspace {
         key: &[u8],
         value: Option<&[u8]>,
         expire_at: u64,
-        condition: Condition<'_>,
+        condition: &Condition<'_>,
         want_old: bool,
     ) -> Result<Written> {
         self.write_at(None, key, value, expire_at, condition, want_old)
@@ -226,14 +288,16 @@ impl Keyspace {
         key: &[u8],
         value: Option<&[u8]>,
         expire_at: u64,
-        condition: Condition<'_>,
+        condition: &Condition<'_>,
         want_old: bool,
     ) -> Result<Written> {
         let tree = self.engine.tree();
-        let put = value.map(|value| new_value(tree, value, expire_at)).transpose()?;
-        let (slot, prefix_len) = (self.slot, PREFIX_LEN);
-        let write = PointWrite { slot, key, prefix_len, put, condition, want_old };
-        let written = tree.write(&write)?;
+        let written = self.at(|place| {
+            let Place { view, slot, .. } = place;
+            let put = value.map(|value| new_value(tree, value, expire_at)).transpose()?;
+            let (key, prefix_len) = (&place.key(key)?[..], PREFIX_LEN);
+            tree.write(&PointWrite { view, slot, key, prefix_len, put, condition, want_old })
+        })?;
         if let Written::Done { position, .. } = &written {
             self.engine.committed(*position, level)?;
         }
@@ -257,12 +321,12 @@ impl Keyspace {
         expected: Option<&[u8]>,
         new: Option<&[u8]>,
     ) -> Result<std::result::Result<(), CompareAndSwapError>> {
-        let key = self.key(key)?;
+        let key = key.as_ref();
         let mut verified: Option<Arc<LargeBytes>> = None;
         loop {
             let condition =
                 Condition::Is { value: expected, verified: verified.as_ref(), expire_at: None };
-            match self.write(&key, new, 0, condition, false)? {
+            match self.write(key, new, 0, &condition, false)? {
                 Written::Done { .. } => return Ok(Ok(())),
                 // To remove what is not there, as expected.
                 Written::Unmet { current: None } if expected.is_none() && new.is_none() => {
@@ -301,10 +365,10 @@ impl Keyspace {
         key: impl AsRef<[u8]>,
         mut change: impl FnMut(Option<&[u8]>) -> Option<Slice>,
     ) -> Result<Option<Slice>> {
-        let key = self.key(key)?;
+        let (key, tree) = (key.as_ref(), self.engine.tree());
         loop {
             let read = |entry: Entry<'_>| (entry.value.to_slice(), entry.expire_at);
-            let old = self.engine.tree().read(&key, read)?;
+            let old = self.at(|place| tree.read(place.view, &place.key(key)?, read))?;
             assert_no_latch("an update's closure");
             let new = change(old.as_ref().map(|(value, _)| &**value));
             let expire_at = old.as_ref().map_or(0, |(_, expire_at)| *expire_at);
@@ -318,22 +382,23 @@ impl Keyspace {
                 return Ok(None);
             }
             if let Written::Done { .. } =
-                self.write(&key, new.as_deref(), expire_at, condition, false)?
+                self.write(key, new.as_deref(), expire_at, &condition, false)?
             {
                 return Ok(new);
             }
         }
     }
 
-    /// A scan of the present that needs a cut unless `bounds` lie in few leaves.
-    fn scan(&self, bounds: Bounds) -> Result<Scan> {
-        Scan::of_present(self.engine.tree(), bounds)
+    /// A scan of the present that needs a cut unless the bounds lie in few leaves.
+    fn scan(&self, bounds: impl Fn(u32) -> Bounds) -> Result<Scan> {
+        let tree = self.engine.tree();
+        self.at(|place| Scan::of_present(tree, place.view, bounds(place.id)))
     }
 
     /// A scan for an owner who may keep it: of a cut.
-    fn owned_scan(&self, bounds: Bounds) -> Result<Scan> {
-        let still = Still::take(self.engine.tree(), Holder::Range)?;
-        Ok(Scan::of_still(Arc::new(still), bounds))
+    fn owned_scan(&self, bounds: impl Fn(u32) -> Bounds) -> Result<Scan> {
+        let tree = self.engine.tree();
+        self.at(|place| Scan::of_cut(tree, place.view, bounds(place.id)))
     }
 
     /// The entries in `range`, in order, of one moment, from both ends.
@@ -349,22 +414,22 @@ impl Keyspace {
     /// # Ok::<(), stillframe::Error>(())
     /// ```
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
-        Range::new(self.owned_scan(keys::within(self.id, &range)))
+        Range::new(self.owned_scan(|id| keys::within(id, &range)))
     }
 
     /// The entries whose keys begin with `prefix`, in order, of one moment, from both ends.
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Range {
-        Range::new(self.owned_scan(keys::prefixed(self.id, prefix.as_ref())))
+        Range::new(self.owned_scan(|id| keys::prefixed(id, prefix.as_ref())))
     }
 
     /// The keys in `range`, in order, of one moment, from both ends.
     pub fn range_keys<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Keys {
-        Keys::new(self.owned_scan(keys::within(self.id, &range)))
+        Keys::new(self.owned_scan(|id| keys::within(id, &range)))
     }
 
     /// The keys that begin with `prefix`, in order, of one moment, from both ends.
     pub fn prefix_keys(&self, prefix: impl AsRef<[u8]>) -> Keys {
-        Keys::new(self.owned_scan(keys::prefixed(self.id, prefix.as_ref())))
+        Keys::new(self.owned_scan(|id| keys::prefixed(id, prefix.as_ref())))
     }
 
     /// Shows the entries in `range` to `visit`, in order, of one moment, until it breaks. Nothing is allocated
@@ -374,7 +439,7 @@ impl Keyspace {
         range: impl RangeBounds<K>,
         mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut scan = self.scan(keys::within(self.id, &range))?;
+        let mut scan = self.scan(|id| keys::within(id, &range))?;
         scan.each(|key, entry| visit(&key[PREFIX_LEN..], entry.value.bytes()))
     }
 
@@ -384,7 +449,7 @@ impl Keyspace {
         range: impl RangeBounds<K>,
         mut visit: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut scan = self.scan(keys::within(self.id, &range))?;
+        let mut scan = self.scan(|id| keys::within(id, &range))?;
         scan.each(|key, _| visit(&key[PREFIX_LEN..]))
     }
 
@@ -399,7 +464,8 @@ impl Keyspace {
     }
 
     fn peek(&self, end: End) -> Result<Option<(Slice, Slice)>> {
-        let found = self.engine.tree().peek(&keys::all(self.id), end)?;
+        let tree = self.engine.tree();
+        let found = self.at(|place| tree.peek(place.view, &keys::all(place.id), end))?;
         Ok(found.map(|(key, value)| (Slice::new(&key[PREFIX_LEN..]), value)))
     }
 
@@ -414,7 +480,10 @@ impl Keyspace {
     }
 
     fn pop(&self, end: End) -> Result<Option<(Slice, Slice)>> {
-        let popped = self.engine.tree().pop(self.slot, PREFIX_LEN, &keys::all(self.id), end)?;
+        let tree = self.engine.tree();
+        let popped = self.at(|Place { view, id, slot }| {
+            tree.pop((view, slot), PREFIX_LEN, &keys::all(id), end)
+        })?;
         let position = popped.as_ref().map(|(_, position)| *position);
         self.engine.committed_if(position, None)?;
         Ok(popped.map(|((key, value), _)| (Slice::new(&key[PREFIX_LEN..]), value)))
@@ -426,26 +495,28 @@ impl Keyspace {
     /// three million records on the machine of the README. Under a still what it shows is kept first, mostly as the pages
     /// that go: up to 3 s there if most records had been overwritten since, more than half of it spent on fresh memory.
     pub fn delete_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<u64> {
-        self.delete(keys::within(self.id, &range))
+        self.delete(|id| keys::within(id, &range))
     }
 
     /// Removes every key as one batch; how many entries were stored. Cost: as
     /// [`delete_range`](Keyspace::delete_range).
     pub fn clear(&self) -> Result<u64> {
-        self.delete(keys::all(self.id))
+        self.delete(keys::all)
     }
 
-    fn delete(&self, bounds: Bounds) -> Result<u64> {
-        let changes = delete_bounds(self, &bounds);
-        let (position, removed) = self.engine.tree().write_batch(&changes)?;
+    fn delete(&self, bounds: impl Fn(u32) -> Bounds) -> Result<u64> {
+        let (position, removed) = self.at(|place| {
+            let changes = delete_bounds(place.slot, &bounds(place.id));
+            self.engine.tree().write_batch(&changes)
+        })?;
         self.engine.committed_if(position, None)?;
         Ok(removed)
     }
 
     /// Entries stored, past their time or not. O(1).
     pub fn len(&self) -> Result<u64> {
-        self.engine.tree().commit.check()?;
-        Ok(self.engine.tree().commit.totals(self.slot).records)
+        let commit = &self.engine.tree().commit;
+        Ok(self.at(|place| commit.totals_seen(place.view, place.slot))?.records)
     }
 
     /// Whether no entry is stored.

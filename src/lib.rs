@@ -1,4 +1,8 @@
 //! Stillframe, an embedded key-value storage engine.
+#![cfg_attr(
+    not(test),
+    allow(dead_code, reason = "what replicas are made of; what drives it comes next")
+)]
 
 mod backup;
 mod batch;
@@ -8,6 +12,7 @@ mod database;
 mod error;
 mod fingerprint;
 mod format;
+mod install;
 mod keeper;
 mod keys;
 mod keyspace;
@@ -18,7 +23,6 @@ mod position;
 mod progress;
 mod range;
 mod replayer;
-#[cfg_attr(not(test), expect(dead_code, reason = "what drives it comes next"))]
 mod replication;
 mod salvage;
 mod saver;

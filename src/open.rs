@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::commit::{CATALOGUE, KeyspaceSlot, Role, Totals};
+use crate::commit::{CATALOGUE, KeyspaceSlot, Role, Totals, View};
 use crate::database::Database;
 use crate::format::leaves::KeyspaceSums;
 use crate::format::log::Base;
@@ -41,6 +41,8 @@ pub(crate) struct Catalogue {
     pub(crate) names: HashMap<String, (u32, KeyspaceSlot)>,
     /// Also of keyspaces that are being dropped.
     pub(crate) slots: HashMap<u32, KeyspaceSlot>,
+    /// What numbers stood for in views that are over: for stills of that time.
+    pub(crate) earlier: Vec<(View, HashMap<u32, KeyspaceSlot>)>,
     pub(crate) next_id: u32,
 }
 
@@ -64,6 +66,12 @@ pub(crate) struct OnDisk {
 impl Catalogue {
     pub(crate) fn new() -> Self {
         Self { next_id: CATALOGUE_ID + 1, ..Self::default() }
+    }
+
+    /// The counters of keyspace `id` in `view`, the present one being `now`.
+    pub(crate) fn slot_in(&self, view: View, id: u32) -> Option<KeyspaceSlot> {
+        let earlier = self.earlier.iter().find(|(earlier, _)| *earlier == view);
+        earlier.map_or(&self.slots, |(_, slots)| slots).get(&id).copied()
     }
 
     /// The counters of keyspace `id`.
@@ -107,13 +115,15 @@ impl Content {
         let Footer { position, time_ms, .. } = footer;
         let tree = Arc::new(bulk.finish(leaves, position, time_ms, totals));
         let mut named = Vec::new();
-        Scan::of_present(&tree, keys::all(CATALOGUE_ID))?.each(|key, entry| {
-            // Both were proven by the loader: a name, and four bytes of id.
-            let id = entry.value.bytes().first_chunk().map(|id| u32::from_le_bytes(*id));
-            let name = String::from_utf8_lossy(&key[PREFIX_LEN..]).into_owned();
-            named.extend(id.map(|id| (name, id)));
-            ControlFlow::Continue(())
-        })?;
+        Scan::of_present(&tree, tree.commit.view(), keys::all(CATALOGUE_ID))?.each(
+            |key, entry| {
+                // Both were proven by the loader: a name, and four bytes of id.
+                let id = entry.value.bytes().first_chunk().map(|id| u32::from_le_bytes(*id));
+                let name = String::from_utf8_lossy(&key[PREFIX_LEN..]).into_owned();
+                named.extend(id.map(|id| (name, id)));
+                ControlFlow::Continue(())
+            },
+        )?;
         for (name, id) in named {
             let slot = catalogue.slot(&tree, id);
             catalogue.names.insert(name, (id, slot));

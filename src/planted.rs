@@ -197,6 +197,12 @@ pub(crate) enum Bug {
     AnyoneWrites,
     /// Roles: a replica takes writes.
     ReplicaWrites,
+    /// Install: what is replaced is not kept for stills.
+    InstallKeepsNothing,
+    /// Install: the new state is seen leaf by leaf.
+    InstallShownEarly,
+    /// Install: keyspaces are found by their numbers, whatever those mean by now.
+    NamesNeverMove,
 }
 
 /// Whether `bug` is alive.

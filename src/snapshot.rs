@@ -100,7 +100,7 @@ impl Snapshot {
             })?
             .flatten()
             .ok_or(Error::NoKeyspace)?;
-        let slot = self.engine.slot_of(id).ok_or(Error::NoKeyspace)?;
+        let slot = self.engine.slot_of(self.still.cut().view, id).ok_or(Error::NoKeyspace)?;
         Ok(SnapshotKeyspace { snapshot: self.clone(), id, slot })
     }
 }

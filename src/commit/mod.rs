@@ -20,7 +20,7 @@ pub(crate) use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::slice::Slice;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::{Error, Result};
 
 pub(crate) use crate::format::record::{Effect as LoggedEffect, HistoryBody};
@@ -49,6 +49,20 @@ pub(crate) struct Delta {
 }
 
 impl Totals {
+    /// Adds what other entries add up to.
+    pub(crate) fn include(&mut self, other: &Totals) {
+        self.records = self.records.wrapping_add(other.records);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+        self.fingerprint = self.fingerprint.wrapping_add(other.fingerprint);
+    }
+
+    /// Takes away what some of the entries add up to.
+    pub(crate) fn exclude(&mut self, other: &Totals) {
+        self.records = self.records.wrapping_sub(other.records);
+        self.bytes = self.bytes.wrapping_sub(other.bytes);
+        self.fingerprint = self.fingerprint.wrapping_sub(other.fingerprint);
+    }
+
     fn add(&mut self, delta: &Delta) {
         self.records = self.records.wrapping_add_signed(delta.records);
         self.bytes = self.bytes.wrapping_add_signed(delta.bytes);
@@ -73,6 +87,23 @@ pub enum Holder {
     Save,
     /// A range that is being read.
     Range,
+    /// What a replica goes on to show while the state that its source has sent is put in its place.
+    Install,
+}
+
+/// A state that was put in the place of the present, to be shown.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    pub(crate) position: Position,
+    pub(crate) time_ms: u64,
+    pub(crate) lineage: Vec<Span>,
+    pub(crate) totals: Totals,
+    /// Those of each keyspace that there is.
+    pub(crate) keyspaces: Vec<(KeyspaceSlot, Totals)>,
+    /// Keyspaces that there are no more, or that are called something else.
+    pub(crate) dropped: Vec<KeyspaceSlot>,
+    /// Whether any name means something else than before.
+    pub(crate) renames: bool,
 }
 
 /// Whether a database takes writes.
@@ -85,6 +116,31 @@ pub enum Role {
     Replica,
 }
 
+/// What names mean, to those who read the present: moves on when a state is installed in which they mean something else.
+///
+/// Every read compares it under its latches, as a whole, with what it was when its keyspace's name was looked up: one comparison
+/// tells that the leaves are the present, that it may be shown, and that the keyspace is still that one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct View(u64);
+
+impl View {
+    /// The state can't be vouched for. Set once, never cleared.
+    const POISONED: u64 = 1;
+    /// Leaves hold what is not to be seen yet: the present is read at a tick before.
+    const INSTALLING: u64 = 2;
+    const FLAGS: u64 = 7;
+    const GENERATION: u64 = 8;
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// What [`bits`](Self::bits) told.
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        View(bits)
+    }
+}
+
 /// A moment at which stills may be read.
 #[derive(Debug)]
 pub(crate) struct Cut {
@@ -95,6 +151,8 @@ pub(crate) struct Cut {
     pub(crate) position: Position,
     /// The histories that led there; the last ends at `position`, whatever it says.
     line: Arc<Vec<Span>>,
+    /// What names mean in it.
+    pub(crate) view: View,
     /// Unix milliseconds; expiry is judged by it.
     pub(crate) time_ms: u64,
     pub(crate) totals: Totals,
@@ -160,10 +218,21 @@ pub(crate) struct Commit {
     newest_id: AtomicU64,
     /// The code of the newest live cut but that one.
     second_code: AtomicU64,
-    /// Set once, never cleared. Release when set, acquire when read: who sees it unset may still meet a
-    /// half-applied leaf only by its latch, which is released after this is set.
-    poisoned: AtomicBool,
+    /// The [`View`], and what keeps it from being the present: see the constants there.
+    ///
+    /// Release when changed, acquire when read: who reads it under a leaf's latch and does not find it changed
+    /// has the leaf as it was before whatever comes after the change, since that needs the latch.
+    view: AtomicU64,
+    /// The tick of the state that is shown while another is installed: stored before that begins.
+    shown_tick: AtomicU64,
+    /// The tick of the last state that was installed and went back: what leaves say of their last change means nothing to cuts
+    /// before it. Stored before that begins, read under a leaf's latch, likewise.
+    rewound_tick: AtomicU64,
     has_history: AtomicBool,
+    /// As the role, for who wants to know before anything else.
+    ///
+    /// Relaxed: written under the lock, and checked again under it.
+    is_replica: AtomicBool,
     /// Set when a log is attached, before anyone else has the database.
     room: OnceLock<Arc<dyn Room>>,
 }
@@ -189,6 +258,8 @@ struct State {
     tick: u64,
     totals: Totals,
     keyspaces: Vec<Keyspace>,
+    /// The tick that is shown while another state is installed.
+    installing: Option<u64>,
     /// Keyspaces that keep old totals.
     keeping: Vec<KeyspaceSlot>,
     /// Ascending by tick; several may share one.
@@ -313,6 +384,19 @@ impl State {
 }
 
 impl State {
+    /// Keeps a keyspace's totals, which are about to change, if the newest live cut needs them.
+    fn keep_totals(&mut self, slot: KeyspaceSlot, newest: Option<u64>) {
+        let keyspace = &mut self.keyspaces[slot.0 as usize];
+        if let Some(newest) = newest.filter(|_| !planted(Bug::TotalsKeepNothing))
+            && keyspace.kept.last().is_none_or(|(died, _)| *died <= newest)
+        {
+            if keyspace.kept.is_empty() {
+                self.keeping.push(slot);
+            }
+            keyspace.kept.push((self.tick, keyspace.now));
+        }
+    }
+
     /// The record that begins a history takes the next place.
     fn begin_history(&mut self, history: HistoryId, term: u64) {
         let line = Arc::make_mut(&mut self.line);
@@ -348,6 +432,7 @@ impl Commit {
                 tick: 0,
                 totals: all,
                 keyspaces: totals.into_iter().map(keyspace).collect(),
+                installing: None,
                 keeping: Vec::new(),
                 cuts: Vec::new(),
                 cuts_taken: 0,
@@ -361,8 +446,11 @@ impl Commit {
             newest_code: AtomicU64::new(0),
             newest_id: AtomicU64::new(0),
             second_code: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
+            view: AtomicU64::new(0),
+            shown_tick: AtomicU64::new(0),
+            rewound_tick: AtomicU64::new(0),
             has_history: AtomicBool::new(false),
+            is_replica: AtomicBool::new(false),
             room: OnceLock::new(),
         }
     }
@@ -497,9 +585,19 @@ impl Commit {
         Ok(state.position)
     }
 
+    /// Refuses who wants to write, before he has looked at anything.
+    #[inline]
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check()?;
+        let is_replica = self.is_replica.load(Ordering::Relaxed) && !planted(Bug::ReplicaWrites);
+        if is_replica { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
     /// What the database does from now on.
     pub(crate) fn set_role(&self, role: Role) {
-        self.state.lock().role = role;
+        let mut state = self.state.lock();
+        state.role = role;
+        self.is_replica.store(role != Role::Primary, Ordering::Relaxed);
     }
 
     /// What the database does now.
@@ -546,16 +644,8 @@ impl Commit {
         state.next_place(body);
         for (slot, delta) in deltas {
             state.totals.add(delta);
-            let keyspace = &mut state.keyspaces[slot.0 as usize];
-            if let Some(newest) = newest_of_all.filter(|_| !planted(Bug::TotalsKeepNothing))
-                && keyspace.kept.last().is_none_or(|(died, _)| *died <= newest)
-            {
-                if keyspace.kept.is_empty() {
-                    state.keeping.push(*slot);
-                }
-                keyspace.kept.push((state.tick, keyspace.now));
-            }
-            keyspace.now.add(delta);
+            state.keep_totals(*slot, newest_of_all);
+            state.keyspaces[slot.0 as usize].now.add(delta);
         }
         let (position, tick) = (state.position, state.tick);
         Ok(Ticket { commit: self, position, tick, newest: newest_tick, cut })
@@ -578,12 +668,22 @@ impl Commit {
     /// Takes a cut: one short lock, whatever the size of the data.
     pub(crate) fn cut(&self, now_ms: u64, holder: Holder) -> Result<Arc<Cut>> {
         let taken = Instant::now();
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         self.check()?;
+        Ok(self.take_cut(state, taken, now_ms, holder))
+    }
+
+    fn take_cut<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        taken: Instant,
+        now_ms: u64,
+        holder: Holder,
+    ) -> Arc<Cut> {
         let time_ms = now_ms.max(state.last_time_ms);
         state.last_time_ms = time_ms;
         state.cuts_taken += 1;
-        let tick = state.tick;
+        let tick = state.installing.unwrap_or(state.tick);
         if planted(Bug::CutReadsTwice) {
             drop(state);
             state = self.state.lock();
@@ -593,6 +693,8 @@ impl Commit {
             tick,
             position: state.position,
             line: Arc::clone(&state.line),
+            // Changed under the lock that is held.
+            view: self.view(),
             time_ms,
             totals: state.totals,
             taken,
@@ -605,7 +707,59 @@ impl Commit {
         }
         state.cuts.push(Arc::clone(&cut));
         self.set_hints(&state);
-        Ok(cut)
+        cut
+    }
+
+    /// From now on reads and cuts of the present are of the state as it is, until [`end_install`](Self::end_install). Returns a cut of
+    /// it, and the tick of the state to come.
+    pub(crate) fn begin_install(&self, now_ms: u64, rewinds: bool) -> Result<(Arc<Cut>, u64)> {
+        let taken = Instant::now();
+        let mut state = self.state.lock();
+        self.check()?;
+        assert!(state.installing.is_none(), "one state is installed at a time");
+        let shown = state.tick;
+        state.installing = Some(shown);
+        state.tick += 1;
+        let tick = state.tick;
+        if rewinds {
+            self.rewound_tick.store(tick, Ordering::Release);
+        }
+        self.shown_tick.store(shown, Ordering::Release);
+        if !planted(Bug::InstallShownEarly) {
+            self.view.fetch_or(View::INSTALLING, Ordering::AcqRel);
+        }
+        Ok((self.take_cut(state, taken, now_ms, Holder::Install), tick))
+    }
+
+    /// Shows the state that was installed.
+    pub(crate) fn end_install(&self, installed: Installed) {
+        let Installed { position, time_ms, lineage, totals, keyspaces, dropped, renames } =
+            installed;
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        assert!(state.installing.take().is_some(), "nothing is being installed");
+        state.position = position;
+        state.last_time_ms = state.last_time_ms.max(time_ms);
+        state.line = Arc::new(lineage);
+        state.drawn = None;
+        self.has_history.store(false, Ordering::Relaxed);
+        state.totals = totals;
+        let newest = state.cuts.last().map(|cut| cut.tick);
+        for (slot, totals) in keyspaces {
+            state.keep_totals(slot, newest);
+            state.keyspaces[slot.0 as usize].now = totals;
+        }
+        for slot in dropped {
+            state.keyspaces[slot.0 as usize].dropped = true;
+        }
+        let moves = if renames { View::GENERATION } else { 0 };
+        let next = |view: u64| Some((view & !View::INSTALLING) + moves);
+        let _ = self.view.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+    }
+
+    /// Whether what leaves say of their last change means nothing to the cut of this tick. Asked under a leaf's latch.
+    pub(crate) fn is_rewound(&self, tick: u64) -> bool {
+        self.rewound_tick.load(Ordering::Acquire) > tick
     }
 
     /// The cut leaves the live set. `true` if something may be kept that only it needed.
@@ -715,13 +869,64 @@ impl Commit {
 
     /// Refuses everything from now on.
     pub(crate) fn poison(&self) {
-        self.poisoned.store(true, Ordering::Release);
+        self.view.fetch_or(View::POISONED, Ordering::AcqRel);
     }
 
     /// Fails if the database is poisoned.
     #[inline]
     pub(crate) fn check(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(()) }
+        let is_poisoned = self.view.load(Ordering::Acquire) & View::POISONED != 0;
+        if is_poisoned { Err(Error::Poisoned) } else { Ok(()) }
+    }
+
+    /// What names mean now.
+    pub(crate) fn view(&self) -> View {
+        View(self.view.load(Ordering::Acquire) & !View::FLAGS)
+    }
+
+    /// What a reader of `view` finds in the leaves whose latches it holds: the present (`None`), or, while another state is
+    /// installed, that of the tick.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`]; [`Error::NoKeyspace`] if names mean something else by now.
+    #[inline]
+    pub(crate) fn sight(&self, view: View) -> Result<Option<u64>> {
+        match self.view.load(Ordering::Acquire) == view.0 {
+            true => Ok(None),
+            false => self.sight_aside(view),
+        }
+    }
+
+    #[cold]
+    fn sight_aside(&self, view: View) -> Result<Option<u64>> {
+        loop {
+            let now = self.view.load(Ordering::Acquire);
+            if now & View::POISONED != 0 {
+                return Err(Error::Poisoned);
+            }
+            if now & !View::FLAGS != view.0 {
+                return Err(Error::NoKeyspace);
+            }
+            if now & View::INSTALLING == 0 {
+                return Ok(None);
+            }
+            let tick = self.shown_tick.load(Ordering::Acquire);
+            // Else it may be that of another time.
+            if self.view.load(Ordering::Acquire) == now {
+                return Ok(Some(tick));
+            }
+        }
+    }
+
+    /// A keyspace's totals, as they are shown to a reader of `view`.
+    ///
+    /// # Errors
+    /// As [`sight`](Self::sight).
+    pub(crate) fn totals_seen(&self, view: View, slot: KeyspaceSlot) -> Result<Totals> {
+        let state = self.state.lock();
+        // While a state is installed the totals are those of the one before.
+        self.sight(view)?;
+        Ok(state.keyspaces[slot.0 as usize].now)
     }
 
     /// As a rewound replica's: the next batch gets the number after `seq` again, in another history.

@@ -6,7 +6,6 @@
 //! of it would outweigh it.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::Result;
 use crate::commit::{Body, Delta, Denied, KeyspaceSlot, LoggedEffect, Prepared, Refused, Ticket};
@@ -18,7 +17,7 @@ use crate::tree::directory::Found;
 use crate::tree::leaf::{Leaf, Whole, mark_retained};
 use crate::tree::page::{Entry, Page, Place, common_prefix};
 use crate::tree::write::{Garbage, Put, cost_to_keep, slack};
-use crate::tree::{GROUP, LatchMode, Tree, WriteLatch};
+use crate::tree::{GROUP, Tree, WriteLatch};
 
 /// What a batch makes of one key: `None` removes.
 pub(crate) struct BatchOp<'a> {
@@ -494,60 +493,9 @@ impl Tree {
                 garbage.take_whole(older);
             }
         }
-        let latch = &mut leaf.latch;
-        let low = latch.live().low().to_vec();
-        // What is kept is divided from the right, each time for all that is left of the fence.
-        let mut right_kept = Vec::new();
-        for page in pages[1..].iter().rev() {
-            right_kept.push(latch.split_kept(&low, page.low(), page.high()));
-        }
-        let mut pages = pages.into_iter();
-        let first = pages.next().expect("a leaf with new pages");
-        let mut outgoing = latch.page.replace(first).expect("latched alive");
-        let mut outgoing_whole = None;
-        match outgoing_born {
-            Some(born) => {
-                outgoing.retain();
-                outgoing.retain_orphans();
-                let page = Arc::new(outgoing);
-                outgoing_whole = Some(Whole { born, died: ticket.tick, page });
-                latch.keep_whole(outgoing_whole.clone().into_iter().collect());
-            }
-            None => garbage.pages.push(outgoing),
-        }
-        let mut next = latch.next;
-        let mut rest: Vec<Page> = pages.collect();
-        let mut latches = Vec::with_capacity(rest.len());
-        for mut kept in right_kept {
-            if let Some(whole) = &outgoing_whole {
-                kept.get_or_insert_default().push_whole(whole.clone());
-            }
-            let page = rest.pop().expect("as many as kept parts");
-            let id = self.slab.alloc();
-            // Born latched, and so until all is applied: nobody may see a part of the batch.
-            let mut right = WriteLatch::latch(&self.slab, id);
-            *right = Leaf {
-                page: Some(page),
-                stamp: ticket.position.seq,
-                next,
-                is_candidate: false,
-                passed_by: latch.passed_by,
-                kept,
-            };
-            next = Some(id);
-            self.directory.insert(right.live().low(), id);
-            if planted(Bug::BornUnlatched) {
-                let built = right.page.take().expect("just set");
-                let empty = Page::new(&self.arena, built.low(), built.high(), 0);
-                right.page = Some(empty);
-                drop(right);
-                right = WriteLatch::latch(&self.slab, id);
-                right.page = Some(built);
-            }
-            latches.push(right);
-        }
-        latch.next = next;
-        born.extend(latches);
+        let seq = ticket.position.seq;
+        let pages = pages.into_iter().map(|page| (page, seq)).collect();
+        born.extend(self.swap_pages(&mut leaf.latch, pages, outgoing_born, ticket.tick, garbage));
     }
 }
 

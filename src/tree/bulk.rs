@@ -16,15 +16,15 @@ use crate::tree::{Config, Tree};
 
 /// Where leaves are built before there is a tree.
 pub(crate) struct Bulk {
-    arena: Arc<Arena>,
-    account: Arc<Account>,
-    config: Config,
+    pub(super) arena: Arc<Arena>,
+    pub(super) account: Arc<Account>,
+    pub(super) config: Config,
 }
 
 /// A leaf filled, to be joined with its neighbours.
 pub(crate) struct BuiltLeaf {
-    page: Page,
-    stamp: Seq,
+    pub(super) page: Page,
+    pub(super) stamp: Seq,
 }
 
 /// Fills the leaves of one range.
@@ -37,6 +37,18 @@ pub(crate) struct LeafBuilder<'a> {
     page: Page,
     last_key: Vec<u8>,
     built: Vec<BuiltLeaf>,
+}
+
+impl BuiltLeaf {
+    /// Where its range starts.
+    pub(crate) fn low(&self) -> &[u8] {
+        self.page.low()
+    }
+
+    /// Where it ends; `None` at the end of the key space.
+    pub(crate) fn high(&self) -> Option<&[u8]> {
+        self.page.high()
+    }
 }
 
 impl Bulk {

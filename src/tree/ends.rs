@@ -3,11 +3,13 @@
 //! The latches of the whole run are held, ascending, until the end is found: whoever let go of an empty leaf
 //! before looking into the next could miss a key that was there all the time.
 
+use std::sync::Arc;
+
 use crate::Result;
-use crate::commit::{Denied, KeyspaceSlot, LoggedEffect};
+use crate::commit::{Denied, KeyspaceSlot, LoggedEffect, View};
 use crate::position::Position;
 use crate::slice::Slice;
-use crate::tree::still::Bounds;
+use crate::tree::still::{Bounds, Scan};
 use crate::tree::write::{Condition, Garbage, PointWrite};
 use crate::tree::{LatchMode, ReadLatch, Tree, WriteLatch};
 
@@ -23,44 +25,68 @@ type Pair = (Vec<u8>, Slice);
 
 impl Tree {
     /// The first or last visible entry within `bounds`.
-    pub(crate) fn peek(&self, bounds: &Bounds, end: End) -> Result<Option<Pair>> {
-        let Some((latch, at)) = self.latch_end::<ReadLatch<'_>>(bounds, end)?.1 else {
-            return Ok(None);
-        };
+    pub(crate) fn peek(
+        self: &Arc<Self>,
+        view: View,
+        bounds: &Bounds,
+        end: End,
+    ) -> Result<Option<Pair>> {
+        let (passed, found) = self.latch_end::<ReadLatch<'_>>(bounds, end);
+        // With all latches held, as in a scan.
+        if self.commit.sight(view)?.is_some() {
+            drop((passed, found));
+            return self.peek_at_cut(view, bounds, end);
+        }
+        let Some((latch, at)) = found else { return Ok(None) };
         let mut key = Vec::new();
         latch.live().key_into(at, &mut key);
         let value = latch.live().entry(at).value.to_slice();
         Ok(Some((key, value)))
     }
 
+    fn peek_at_cut(
+        self: &Arc<Self>,
+        view: View,
+        bounds: &Bounds,
+        end: End,
+    ) -> Result<Option<Pair>> {
+        let mut scan = Scan::of_cut(self, view, bounds.clone())?;
+        let found = match end {
+            End::First => scan.next(),
+            End::Last => scan.next_back(),
+        };
+        Ok(found?.map(|(key, entry)| (key.to_vec(), entry.value.to_slice())))
+    }
+
     /// Removes and returns the first or last visible entry within `bounds`.
     pub(crate) fn pop(
         &self,
-        slot: KeyspaceSlot,
+        (view, slot): (View, KeyspaceSlot),
         prefix_len: usize,
         bounds: &Bounds,
         end: End,
     ) -> Result<Option<(Pair, Position)>> {
         self.begin_write()?;
-        self.commit.with_room(|| self.pop_once(slot, prefix_len, bounds, end))
+        self.commit.with_room(|| self.pop_once((view, slot), prefix_len, bounds, end))
     }
 
     fn pop_once(
         &self,
-        slot: KeyspaceSlot,
+        (view, slot): (View, KeyspaceSlot),
         prefix_len: usize,
         bounds: &Bounds,
         end: End,
     ) -> std::result::Result<Option<(Pair, Position)>, Denied> {
         let mut garbage = Garbage::default();
-        let (others, found) = self.latch_end::<WriteLatch<'_>>(bounds, end)?;
+        let (others, found) = self.latch_end::<WriteLatch<'_>>(bounds, end);
+        self.check_seen(view)?;
         let Some((mut latch, at)) = found else { return Ok(None) };
         let mut key = Vec::new();
         latch.live().key_into(at, &mut key);
         let value = latch.live().entry(at).value.to_slice();
-        let condition = Condition::Always;
+        let condition = &Condition::Always;
         let write =
-            PointWrite { slot, key: &key, prefix_len, put: None, condition, want_old: false };
+            PointWrite { view, slot, key: &key, prefix_len, put: None, condition, want_old: false };
         // Only now is it known which key: at most some microseconds of a long one, under its latch.
         let mut body = self.body(|put| put(LoggedEffect::Remove { key: &key }));
         let position = self.change(&mut latch, Ok(at), &write, &mut body, &mut garbage);
@@ -72,12 +98,11 @@ impl Tree {
 
     /// Latches from one end of `bounds` to the first leaf with a visible entry. Returns the latches of the
     /// leaves passed, which must stay held while the found one is used, and that one.
-    #[expect(clippy::type_complexity, reason = "two uses, taken apart at once")]
     fn latch_end<'a, L: LatchMode<'a>>(
         &'a self,
         bounds: &Bounds,
         end: End,
-    ) -> Result<(Vec<L>, Option<(L, usize)>)> {
+    ) -> (Vec<L>, Option<(L, usize)>) {
         match end {
             End::First => self.latch_run(self.latch(&bounds.low), bounds, true),
             End::Last => {
@@ -96,9 +121,9 @@ impl Tree {
                     }
                     let low = latch.live().low().to_vec();
                     let is_leftmost = low <= bounds.low;
-                    let (passed, found) = self.latch_run(latch, bounds, false)?;
+                    let (passed, found) = self.latch_run(latch, bounds, false);
                     if found.is_some() || is_leftmost {
-                        return Ok((passed, found));
+                        return (passed, found);
                     }
                     drop(passed);
                     fence = Some(low);
@@ -110,15 +135,13 @@ impl Tree {
 
     /// Walks right from `latch` to the end of `bounds`, all latches held; stops at the first visible entry if
     /// `first`, else finds the last one.
-    #[expect(clippy::type_complexity, reason = "as `latch_end`")]
     fn latch_run<'a, L: LatchMode<'a>>(
         &'a self,
         latch: L,
         bounds: &Bounds,
         first: bool,
-    ) -> Result<(Vec<L>, Option<(L, usize)>)> {
+    ) -> (Vec<L>, Option<(L, usize)>) {
         let mut held = vec![latch];
-        self.commit.check()?;
         let mut found = None;
         loop {
             let last = held.len() - 1;
@@ -140,6 +163,6 @@ impl Tree {
             }
         }
         let found = found.map(|(leaf, at)| (held.swap_remove(leaf), at));
-        Ok((held, found))
+        (held, found)
     }
 }

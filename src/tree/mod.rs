@@ -16,6 +16,7 @@ pub(crate) mod bulk;
 mod check;
 mod directory;
 mod ends;
+mod install;
 mod leaf;
 mod page;
 mod pass;
@@ -28,7 +29,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::commit::{Commit, Cut, Holder, Totals};
+use crate::commit::{Commit, Cut, Holder, Totals, View};
 use crate::planted::{Bug, planted};
 use crate::position::Position;
 use crate::slice::{Account, Slice};
@@ -38,6 +39,7 @@ use crate::{Error, Result};
 pub(crate) use batch::{BatchOp, Changes, RangeDelete};
 pub(crate) use bulk::{BuiltLeaf, Bulk, LeafBuilder};
 pub(crate) use ends::End;
+pub(crate) use install::Install;
 pub(crate) use page::{Entry, Value};
 pub(crate) use pass::Pass;
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
@@ -318,25 +320,34 @@ impl Tree {
     #[inline]
     pub(crate) fn read<R>(
         &self,
+        view: View,
         key: &[u8],
         read: impl FnOnce(Entry<'_>) -> R,
     ) -> Result<Option<R>> {
         let leaf = self.latch_read(key);
-        let page = leaf.live();
-        self.commit.check()?;
-        let Ok(at) = page.find(key) else { return Ok(None) };
-        let entry = page.entry(at);
+        let entry = match self.commit.sight(view)? {
+            None => {
+                let page = leaf.live();
+                let Ok(at) = page.find(key) else { return Ok(None) };
+                page.entry(at)
+            }
+            Some(tick) => {
+                let Some(entry) = leaf.entry_at(tick, key) else { return Ok(None) };
+                entry
+            }
+        };
         Ok(if self.is_visible(&entry) { Some(read(entry)) } else { None })
     }
 
     /// The value of `key`.
-    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
-        self.read(key, |entry| entry.value.to_slice())
+    pub(crate) fn get(&self, view: View, key: &[u8]) -> Result<Option<Slice>> {
+        self.read(view, key, |entry| entry.value.to_slice())
     }
 
     /// What each of `keys` has, one latch at a time, many cache misses in flight.
     pub(crate) fn get_many<K: Deref<Target = [u8]>>(
         &self,
+        view: View,
         keys: &[K],
     ) -> Result<Vec<Option<Slice>>> {
         let mut values = Vec::with_capacity(keys.len());
@@ -349,9 +360,11 @@ impl Tree {
                     Some(leaf) => leaf,
                     None => self.latch_read(key),
                 };
-                self.commit.check()?;
                 let page = leaf.live();
-                let found = page.find(key).ok().map(|at| page.entry(at));
+                let found = match self.commit.sight(view)? {
+                    None => page.find(key).ok().map(|at| page.entry(at)),
+                    Some(tick) => leaf.entry_at(tick, key),
+                };
                 let found = found.filter(|entry| self.is_visible(entry));
                 values.push(found.map(|entry| entry.value.to_slice()));
             }

@@ -6,8 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::Result;
-use crate::commit::{Cut, Holder};
+use crate::commit::{Cut, Holder, View};
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::slice::Slice;
@@ -15,6 +14,7 @@ use crate::tree::directory::LeafId;
 use crate::tree::leaf::Leaf;
 use crate::tree::page::{Entry, Page};
 use crate::tree::{ReadLatch, Tree};
+use crate::{Error, Result};
 
 /// See the file's head.
 pub(crate) struct Still {
@@ -118,7 +118,11 @@ impl Still {
 
     pub(crate) fn copy(&self, leaf: &Leaf, from: &[u8], out: &mut LeafCopy) {
         leaf.copy_at(self.cut.tick, from, &mut out.page);
-        out.stamp = leaf.stamp_at(self.cut.tick).min(self.cut.position.seq);
+        // A later stamp than the true one hides nothing.
+        out.stamp = match self.tree.commit.is_rewound(self.cut.tick) {
+            true => self.cut.position.seq,
+            false => leaf.stamp_at(self.cut.tick).min(self.cut.position.seq),
+        };
     }
 }
 
@@ -200,12 +204,21 @@ impl Scan {
     }
 
     /// Over the present: of one moment, for a short range without a cut.
-    pub(crate) fn of_present(tree: &Arc<Tree>, bounds: Bounds) -> Result<Self> {
-        if let Some(copies) = tree.copy_short(&bounds)? {
+    pub(crate) fn of_present(tree: &Arc<Tree>, view: View, bounds: Bounds) -> Result<Self> {
+        if let Some(copies) = tree.copy_short(view, &bounds)? {
             let now_ms = tree.clock().now_ms();
             return Ok(Self::new(Source::Copies { copies, now_ms }, bounds));
         }
-        Ok(Self::of_still(Arc::new(Still::take(tree, Holder::Range)?), bounds))
+        Self::of_cut(tree, view, bounds)
+    }
+
+    /// Over a cut of the present.
+    pub(crate) fn of_cut(tree: &Arc<Tree>, view: View, bounds: Bounds) -> Result<Self> {
+        let still = Still::take(tree, Holder::Range)?;
+        if still.cut.view != view {
+            return Err(Error::NoKeyspace);
+        }
+        Ok(Self::of_still(Arc::new(still), bounds))
     }
 
     fn new(source: Source, bounds: Bounds) -> Self {
@@ -384,7 +397,7 @@ impl Scan {
 
 impl Tree {
     /// Copies a range that lies in few leaves, their latches held together from left to right to the end.
-    fn copy_short(&self, bounds: &Bounds) -> Result<Option<Vec<LeafCopy>>> {
+    fn copy_short(&self, view: View, bounds: &Bounds) -> Result<Option<Vec<LeafCopy>>> {
         let most = if bounds.has_end { 4 } else { 1 };
         let Some(end) = bounds.high.as_deref().filter(|_| !bounds.is_empty()) else {
             return Ok(None);
@@ -396,7 +409,6 @@ impl Tree {
         };
         let mut copies = Vec::new();
         let mut latches = vec![self.latch_read(&bounds.low)];
-        self.commit.check()?;
         while let Some(high) = latches[latches.len() - 1].live().high()
             && high < end
         {
@@ -411,6 +423,10 @@ impl Tree {
             }
             let next = self.latch_right_of(&latches[latches.len() - 1], &high);
             latches.push(next);
+        }
+        // With all of them held: of what is installed meanwhile none has anything, or all have all.
+        if self.commit.sight(view)?.is_some() {
+            return Ok(None);
         }
         copies.extend(latches.iter().map(copy));
         Ok(Some(copies))

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::commit::{
-    Body, Cut, Delta, Denied, Encoded, KeyspaceSlot, LoggedEffect, Prepared, Refused,
+    Body, Cut, Delta, Denied, Encoded, KeyspaceSlot, LoggedEffect, Prepared, Refused, View,
 };
 use crate::fingerprint;
 use crate::planted::{Bug, planted};
@@ -81,13 +81,14 @@ pub(crate) enum Condition<'a> {
 
 /// A write of one key: `None` removes.
 pub(crate) struct PointWrite<'a> {
+    pub(crate) view: View,
     pub(crate) slot: KeyspaceSlot,
     /// The internal key, its keyspace's prefix in front.
     pub(crate) key: &'a [u8],
     /// Length of that prefix: not counted among the user's bytes.
     pub(crate) prefix_len: usize,
     pub(crate) put: Option<Put<'a>>,
-    pub(crate) condition: Condition<'a>,
+    pub(crate) condition: &'a Condition<'a>,
     /// Whether the caller wants what the key had.
     pub(crate) want_old: bool,
 }
@@ -164,6 +165,7 @@ impl Tree {
         body: &mut Body,
     ) -> std::result::Result<Written, Denied> {
         let mut latch = self.latch_write(write.key);
+        self.check_seen(write.view)?;
         latch.prefetch_kept();
         latch.live().prefetch_free();
         let at = latch.live().find(write.key);
@@ -226,9 +228,19 @@ impl Tree {
         if growth == 0 { Ok(()) } else { self.check_memory(growth) }
     }
 
+    /// Refuses a write of `view` whose latches are held, unless they hold the present.
+    #[inline]
+    pub(crate) fn check_seen(&self, view: View) -> Result<()> {
+        match self.commit.sight(view)? {
+            None => Ok(()),
+            // Only what is a replica has another state installed.
+            Some(_) => Err(Error::ReadOnly),
+        }
+    }
+
     /// What every write does first, with no latch held.
     pub(crate) fn begin_write(&self) -> Result<()> {
-        self.commit.check()?;
+        self.commit.check_writable()?;
         if !self.commit.has_history() {
             self.commit.begin_history(crate::position::HistoryId(crate::clock::random_id()?));
         }
@@ -461,6 +473,44 @@ impl Tree {
         if planted(Bug::FenceTooLow) {
             middle = &left_last;
         }
+        if planted(Bug::SplitEnteredLater) || planted(Bug::NextLeafLookedUp) {
+            let middle = middle.to_vec();
+            let right = self.divide(latch, first_right, &middle);
+            let id = latch.next.expect("it was just divided");
+            drop(right);
+            drop(std::mem::replace(latch, self.stand_in()));
+            self.directory.insert(&middle, id);
+            *latch = self.latch_write(key);
+            return;
+        }
+        let right = self.divide(latch, first_right, middle);
+        // Entered while latched: who finds the leaf dead later knows that the directory has forgotten it.
+        self.directory.insert(middle, latch.next.expect("it was just divided"));
+        if key >= middle {
+            *latch = right;
+        }
+    }
+
+    /// Splits the leaf at `middle`, content unchanged. Returns the right half, latched as the left one is.
+    pub(super) fn split_at<'a>(
+        &'a self,
+        latch: &mut WriteLatch<'a>,
+        middle: &[u8],
+    ) -> WriteLatch<'a> {
+        let first_right = latch.live().seek(middle);
+        let right = self.divide(latch, first_right, middle);
+        self.directory.insert(middle, latch.next.expect("it was just divided"));
+        right
+    }
+
+    /// Gives what lies from the entry at `first_right` on, and from `middle`, to a new leaf, which is latched and which the directory does not know yet.
+    fn divide<'a>(
+        &'a self,
+        latch: &mut WriteLatch<'a>,
+        first_right: usize,
+        middle: &[u8],
+    ) -> WriteLatch<'a> {
+        let page = latch.live();
         let (low, high) = (page.low().to_vec(), page.high().map(<[u8]>::to_vec));
         let left = page.copied(0..first_right, &low, Some(middle), slack(0));
         let right = page.copied(first_right..page.len(), middle, high.as_deref(), slack(0));
@@ -481,18 +531,7 @@ impl Tree {
         }
         latch.page = Some(left);
         latch.next = Some(id);
-        if planted(Bug::SplitEnteredLater) || planted(Bug::NextLeafLookedUp) {
-            drop(right_latch);
-            drop(std::mem::replace(latch, self.stand_in()));
-            self.directory.insert(middle, id);
-            *latch = self.latch_write(key);
-            return;
-        }
-        // Entered while latched: who finds the leaf dead later knows that the directory has forgotten it.
-        self.directory.insert(middle, id);
-        if key >= middle {
-            *latch = right_latch;
-        }
+        right_latch
     }
 }
 

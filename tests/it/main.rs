@@ -5,6 +5,7 @@ mod backup;
 mod faults;
 mod forge;
 mod golden;
+mod install;
 mod keeper;
 mod lifetimes;
 mod log;

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use shuttle::scheduler::{PctScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
 use stillframe::simulation::{Clock, Random, SimClock};
-use stillframe::{Database, Keyspace, Snapshot, WriteOptions};
+use stillframe::{Database, Keyspace, SaveOptions, Snapshot, WriteOptions};
 
 /// One step of a thread; the first ones write.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,8 @@ enum Step {
     Clear,
     PopFirst,
     PopLast,
+    /// What these make of nothing takes the place of all there is; `Put` only, and nobody may write after it.
+    Install(&'static [Step]),
     /// The clock moves on.
     Time(u64),
     /// Takes a still and leaves it under this number.
@@ -67,6 +69,8 @@ struct Program {
 /// What a key may be.
 const KEYS: std::ops::RangeInclusive<u8> = b'a'..=b'p';
 const START_MS: u64 = 1_000;
+/// The history and the keyspace are batches of their own.
+const START_SEQ: u64 = 2;
 const STILLS: usize = 6;
 
 type Content = BTreeMap<u8, (u8, u64)>;
@@ -143,6 +147,10 @@ impl State {
                 next.content.clear();
                 next.seq += u64::from(!self.content.is_empty());
             }
+            Install(steps) => {
+                let from = State { seq: START_SEQ, content: Content::new(), ..self.clone() };
+                next = steps.iter().fold(from, |state, step| state.after(step));
+            }
             Time(ms) => next.now_ms += ms,
             _ => {}
         }
@@ -159,9 +167,8 @@ struct Reachable {
 
 impl Reachable {
     fn of(program: &Program) -> Self {
-        // The keyspace itself is the first batch.
         let mut state = State {
-            seq: 1,
+            seq: START_SEQ,
             content: Content::new(),
             now_ms: START_MS,
             at: vec![0; program.threads.len()],
@@ -219,6 +226,8 @@ struct World {
     space: Keyspace,
     clock: SimClock,
     reachable: Arc<Reachable>,
+    /// What is installed, saved: by the steps that made it.
+    arrivals: Vec<(&'static [Step], Vec<u8>)>,
     stills: Mutex<[Option<Arc<Held>>; STILLS]>,
 }
 
@@ -247,6 +256,11 @@ impl World {
             Clear => drop(space.clear().unwrap()),
             PopFirst => drop(space.pop_first().unwrap()),
             PopLast => drop(space.pop_last().unwrap()),
+            Install(steps) => {
+                let of_these = |(made_by, _): &&(&[Step], Vec<u8>)| std::ptr::eq(*made_by, steps);
+                let (_, bytes) = self.arrivals.iter().find(of_these).unwrap();
+                self.db.install(&bytes[..], true).unwrap();
+            }
             Time(ms) => self.clock.advance(ms),
             Take(number) => {
                 let snapshot = self.db.snapshot().unwrap();
@@ -353,14 +367,37 @@ fn pair((key, value): (stillframe::Slice, stillframe::Slice)) -> (u8, u8) {
     (key[0], value[0])
 }
 
-/// One execution of a program.
-fn execute(program: &'static Program, reachable: &Arc<Reachable>) {
-    let clock = SimClock::new(START_MS);
+fn empty(clock: &SimClock) -> (Database, Keyspace) {
     let builder = Database::builder().leaf_entries(3).clock(clock.clone());
     let db = builder.manual_reclaim().in_memory().unwrap();
     let space = db.keyspace("film").unwrap();
-    let stills = Mutex::default();
-    let world = Arc::new(World { db, space, clock, reachable: Arc::clone(reachable), stills });
+    (db, space)
+}
+
+/// What these steps make of nothing, saved.
+fn arrival(steps: &[Step], clock: &SimClock) -> Vec<u8> {
+    let (db, space) = empty(clock);
+    for step in steps {
+        let Put(key, value) = step else { unreachable!("what is installed was put") };
+        space.insert([*key], [*value]).unwrap();
+    }
+    let mut bytes = Vec::new();
+    let options = SaveOptions::default().threads(1);
+    db.snapshot().unwrap().write_to(&mut bytes, &options).unwrap();
+    bytes
+}
+
+/// One execution of a program.
+fn execute(program: &'static Program, reachable: &Arc<Reachable>) {
+    let clock = SimClock::new(START_MS);
+    let arrivals = program.threads.iter().copied().flatten().filter_map(|step| match step {
+        Install(steps) => Some((*steps, arrival(steps, &clock))),
+        _ => None,
+    });
+    let arrivals = arrivals.collect();
+    let (db, space) = empty(&clock);
+    let (stills, reachable_here) = (Mutex::default(), Arc::clone(reachable));
+    let world = Arc::new(World { db, space, clock, reachable: reachable_here, arrivals, stills });
     program.start.iter().for_each(|step| world.step(step));
     let run = |steps: &'static &'static [Step]| {
         let world = Arc::clone(&world);
@@ -626,6 +663,25 @@ programs! {
         [Pass],
         [Remove(b'b'), Reclaim, Put(b'e', 2), Reclaim, Put(b'd', 2)],
         [Pass, Take(0), Put(b'a', 3), Put(b'e', 3), Read(0), Drop(0), Reclaim];
+
+    /// A state takes the place of another under readers of single keys, of ranges and of both ends.
+    install: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1)] =>
+        [Install(&[Put(b'a', 2), Put(b'b', 2), Put(b'd', 2), Put(b'g', 2), Put(b'i', 2)])],
+        [Get(b'a'), Get(b'c'), Scan(b'a', b'h'), Get(b'a')],
+        [Last, First, ScanAll, Get(b'i')];
+
+    /// .. under stills, a save and the reclaimer.
+    install_and_cuts: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Cut(0), Put(b'c', 2), Take(1), Put(b'e', 2)] =>
+        [Install(&[Put(b'a', 3), Put(b'b', 3), Put(b'c', 3), Put(b'd', 3), Put(b'e', 3), Put(b'f', 3), Put(b'g', 1)])],
+        [Cut(2), Pass, Read(2), Read(0)],
+        [Drop(1), Reclaim, Cut(3), Drop(0), Reclaim, Read(3)];
+
+    /// .. twice, while a reader has one still from before, one from between.
+    install_twice: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1)] =>
+        [Install(&[Put(b'a', 2), Put(b'c', 2), Put(b'e', 2), Put(b'g', 2)]),
+         Install(&[Put(b'a', 3), Put(b'd', 3), Put(b'e', 2), Put(b'g', 3), Put(b'h', 3)]), Reclaim],
+        [Get(b'a'), Cut(0), Scan(b'c', b'h'), Read(0), Get(b'g')],
+        [Reclaim, Take(1), Last, Read(1), Drop(1)];
 
     /// Two writers, one with a batch over two leaves and one that splits, a cut, a drop, a merge, a scan.
     everything: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Cut(0)] =>

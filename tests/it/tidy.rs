@@ -34,6 +34,7 @@ const ROOMS: &[Room] = &[
             "keys",
             "keeper",
             "open",
+            "install",
             "saver",
             "options",
             "progress",

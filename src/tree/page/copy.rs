@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::{HEADER, LARGE_KEY, LARGE_VALUE, NO_HIGH, Page, SLOT, common_prefix, flags_of, shape};
+use crate::commit::Totals;
 use crate::fingerprint;
 use crate::tree::arena::Arena;
 
@@ -48,6 +49,32 @@ impl Page {
     pub(crate) fn cost_within(&self, low: &[u8], high: Option<&[u8]>) -> usize {
         let prefix_len = high.map_or(0, |high| common_prefix(low, high));
         (0..self.len()).map(|at| self.cost_with_prefix(at, prefix_len)).sum()
+    }
+
+    /// Shows what the entries in `range` add up to, for each run of keys whose first `prefix_len` bytes are the same; those bytes
+    /// do not count.
+    pub(crate) fn sum_up(
+        &self,
+        range: std::ops::Range<usize>,
+        prefix_len: usize,
+        show: &mut dyn FnMut(&[u8], &Totals),
+    ) {
+        if range.is_empty() {
+            return;
+        }
+        if range.len() == self.len() && self.prefix_len() >= prefix_len {
+            let bytes = (self.raw_bytes() - prefix_len * self.len()) as u64;
+            let (records, fingerprint) = (self.len() as u64, self.fingerprint());
+            return show(&self.prefix()[..prefix_len], &Totals { records, bytes, fingerprint });
+        }
+        let mut key = Vec::new();
+        for at in range {
+            self.key_into(at, &mut key);
+            let entry = self.entry(at);
+            let bytes = (key.len() - prefix_len + entry.value.len()) as u64;
+            let fingerprint = fingerprint::entry(&key, entry.value.hash(), entry.expire_at);
+            show(&key[..prefix_len], &Totals { records: 1, bytes, fingerprint });
+        }
     }
 
     /// Appends all entries of `from`, which come after those here; sums of fingerprints too.
