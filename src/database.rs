@@ -419,6 +419,10 @@ impl Database {
         self.saver()?.restart(&SaveOptions::default())
     }
 
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     pub(crate) fn saver(&self) -> Result<&Saver> {
         self.engine.saver.as_deref().ok_or(Error::NoLog)
     }
@@ -504,6 +508,10 @@ impl Database {
 impl Engine {
     pub(crate) fn tree(&self) -> &Arc<Tree> {
         &self.tree
+    }
+
+    pub(crate) fn log(&self) -> Option<&Arc<Log>> {
+        self.log.as_ref()
     }
 
     /// Shows what a name stands for now.

@@ -4,6 +4,7 @@
     allow(dead_code, reason = "what replicas are made of; what drives it comes next")
 )]
 
+mod applier;
 mod backup;
 mod batch;
 mod clock;

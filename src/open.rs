@@ -68,6 +68,17 @@ impl Catalogue {
         Self { next_id: CATALOGUE_ID + 1, ..Self::default() }
     }
 
+    /// A name is given to keyspace `id`. If another had that number, which a primary may give again when it was opened anew, it gets counters of its own:
+    /// those of the other are for stills that have it.
+    pub(crate) fn renew(&mut self, tree: &Tree, id: u32) {
+        let is_named = self.names.values().any(|(other, _)| *other == id);
+        if !is_named && self.slots.contains_key(&id) {
+            self.earlier.push((tree.commit.view(), self.slots.clone()));
+            self.slots.insert(id, tree.commit.add_keyspace());
+            tree.commit.next_view();
+        }
+    }
+
     /// The counters of keyspace `id` in `view`, the present one being `now`.
     pub(crate) fn slot_in(&self, view: View, id: u32) -> Option<KeyspaceSlot> {
         let earlier = self.earlier.iter().find(|(earlier, _)| *earlier == view);

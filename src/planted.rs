@@ -193,6 +193,8 @@ pub(crate) enum Bug {
     ReadBeforeLock,
     /// Recovery: a file in the making is taken for one that is whole.
     TemporaryTaken,
+    /// Saves: a snapshot is made where there is no segment yet.
+    SnapshotAlone,
     /// Roles: a directory that another node wrote may be written by whoever opens it.
     AnyoneWrites,
     /// Roles: a replica takes writes.

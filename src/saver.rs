@@ -195,6 +195,9 @@ impl Saver {
         options: &SaveOptions,
         log_bytes: u64,
     ) -> Result<SaveReport> {
+        if !planted(Bug::SnapshotAlone) {
+            self.log.ensure_segment()?;
+        }
         let ordinal = self.log.take_ordinal();
         let directory = &self.log.directory;
         let path = directory.snapshot(ordinal);

@@ -12,99 +12,27 @@
 //! Knows nothing of leaves, entries, files.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use crate::error::LogFailure;
 use crate::format::log::Base;
 pub(crate) use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
-use crate::slice::Slice;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{Error, Result};
 
 pub(crate) use crate::format::record::{Effect as LoggedEffect, HistoryBody};
 
-pub(crate) use self::tail::{Body, Drained, Encoded, Tail};
+pub use self::cut::Holder;
+pub(crate) use self::cut::{Cut, KeyRange};
+pub(crate) use self::tail::{Body, Drained, Encoded, Forwarded, Tail};
+pub(crate) use self::totals::{CATALOGUE, Delta, KeyspaceSlot, Totals};
+pub(crate) use self::view::{Installed, View};
 
+mod cut;
 mod tail;
-
-/// What a set of entries adds up to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Totals {
-    /// Entries stored, past their time or not.
-    pub(crate) records: u64,
-    /// Bytes of keys (as the user gave them) and values.
-    pub(crate) bytes: u64,
-    /// Wrapping sum of the entries' fingerprints.
-    pub(crate) fingerprint: u64,
-}
-
-/// The change a batch makes to a keyspace's totals.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Delta {
-    pub(crate) records: i64,
-    pub(crate) bytes: i64,
-    pub(crate) fingerprint: u64,
-}
-
-impl Totals {
-    /// Adds what other entries add up to.
-    pub(crate) fn include(&mut self, other: &Totals) {
-        self.records = self.records.wrapping_add(other.records);
-        self.bytes = self.bytes.wrapping_add(other.bytes);
-        self.fingerprint = self.fingerprint.wrapping_add(other.fingerprint);
-    }
-
-    /// Takes away what some of the entries add up to.
-    pub(crate) fn exclude(&mut self, other: &Totals) {
-        self.records = self.records.wrapping_sub(other.records);
-        self.bytes = self.bytes.wrapping_sub(other.bytes);
-        self.fingerprint = self.fingerprint.wrapping_sub(other.fingerprint);
-    }
-
-    fn add(&mut self, delta: &Delta) {
-        self.records = self.records.wrapping_add_signed(delta.records);
-        self.bytes = self.bytes.wrapping_add_signed(delta.bytes);
-        self.fingerprint = self.fingerprint.wrapping_add(delta.fingerprint);
-    }
-}
-
-/// A keyspace's place among the counters of this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct KeyspaceSlot(pub(crate) u32);
-
-/// The catalogue's own.
-pub(crate) const CATALOGUE: KeyspaceSlot = KeyspaceSlot(0);
-
-/// What a still is held for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Holder {
-    /// A [`Snapshot`](crate::Snapshot) of the caller's.
-    Snapshot,
-    /// A running save.
-    Save,
-    /// A range that is being read.
-    Range,
-    /// What a replica goes on to show while the state that its source has sent is put in its place.
-    Install,
-}
-
-/// A state that was put in the place of the present, to be shown.
-#[derive(Debug)]
-pub(crate) struct Installed {
-    pub(crate) position: Position,
-    pub(crate) time_ms: u64,
-    pub(crate) lineage: Vec<Span>,
-    pub(crate) totals: Totals,
-    /// Those of each keyspace that there is.
-    pub(crate) keyspaces: Vec<(KeyspaceSlot, Totals)>,
-    /// Keyspaces that there are no more, or that are called something else.
-    pub(crate) dropped: Vec<KeyspaceSlot>,
-    /// Whether any name means something else than before.
-    pub(crate) renames: bool,
-}
+mod totals;
+mod view;
 
 /// Whether a database takes writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,97 +42,6 @@ pub enum Role {
     Primary,
     /// It refuses them: it follows a primary, or did when its directory was last open.
     Replica,
-}
-
-/// What names mean, to those who read the present: moves on when a state is installed in which they mean something else.
-///
-/// Every read compares it under its latches, as a whole, with what it was when its keyspace's name was looked up: one comparison
-/// tells that the leaves are the present, that it may be shown, and that the keyspace is still that one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct View(u64);
-
-impl View {
-    /// The state can't be vouched for. Set once, never cleared.
-    const POISONED: u64 = 1;
-    /// Leaves hold what is not to be seen yet: the present is read at a tick before.
-    const INSTALLING: u64 = 2;
-    const FLAGS: u64 = 7;
-    const GENERATION: u64 = 8;
-
-    pub(crate) fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// What [`bits`](Self::bits) told.
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        View(bits)
-    }
-}
-
-/// A moment at which stills may be read.
-#[derive(Debug)]
-pub(crate) struct Cut {
-    /// Counts the cuts of this process, from 1.
-    pub(crate) id: u64,
-    /// The tick of the last batch that the cut holds.
-    pub(crate) tick: u64,
-    pub(crate) position: Position,
-    /// The histories that led there; the last ends at `position`, whatever it says.
-    line: Arc<Vec<Span>>,
-    /// What names mean in it.
-    pub(crate) view: View,
-    /// Unix milliseconds; expiry is judged by it.
-    pub(crate) time_ms: u64,
-    pub(crate) totals: Totals,
-    /// When it was taken, and for what: for reports.
-    pub(crate) taken: Instant,
-    pub(crate) holder: Holder,
-    /// Key ranges in which something is kept for this cut.
-    ranges: Mutex<Ranges>,
-}
-
-/// A range of keys, by its fences.
-pub(crate) type KeyRange = (Slice, Option<Slice>);
-
-#[derive(Debug, Default)]
-struct Ranges {
-    listed: Vec<KeyRange>,
-    /// Drained: who comes now must free what he keeps himself.
-    closed: bool,
-}
-
-impl Cut {
-    /// One more than the tick, so that 0 can mean "no cut".
-    pub(crate) fn code(&self) -> u64 {
-        self.tick + 1
-    }
-
-    /// The histories that led to it, oldest first.
-    pub(crate) fn lineage(&self) -> Vec<Span> {
-        lineage(&self.line, self.position.seq)
-    }
-
-    /// Lists `range`; `false` if the list was drained for good.
-    #[must_use]
-    pub(crate) fn list(&self, range: KeyRange) -> bool {
-        let mut ranges = self.ranges.lock();
-        let is_open = !ranges.closed || planted(Bug::ListNeverCloses);
-        if is_open {
-            ranges.listed.push(range);
-        }
-        is_open
-    }
-
-    /// Takes one listed range; after `None` the list is closed.
-    pub(crate) fn take_range(&self) -> Option<KeyRange> {
-        let mut ranges = self.ranges.lock();
-        ranges.closed = ranges.listed.is_empty();
-        ranges.listed.pop()
-    }
-
-    fn has_ranges(&self) -> bool {
-        !self.ranges.lock().listed.is_empty()
-    }
 }
 
 /// See the file's head.
@@ -370,6 +207,14 @@ impl State {
                 self.last_time_ms = self.last_time_ms.max(*time_ms);
                 return;
             }
+            Body::Forwarded(record) => {
+                self.position.seq = record.header.seq;
+                self.last_time_ms = self.last_time_ms.max(record.header.time_ms);
+                if let Some(tail) = &mut self.tail {
+                    tail.forward(record);
+                }
+                return;
+            }
         };
         self.last_time_ms = self.last_time_ms.max(now_ms);
         if let Some(history) = self.drawn.take() {
@@ -528,22 +373,6 @@ impl Commit {
         self.state.lock().log_failure.get_or_insert_with(|| failure.clone());
     }
 
-    /// The tick of the newest live cut other than that of id `passed_by`; may be out of date at once.
-    pub(crate) fn newest_hint(&self, passed_by: u64) -> Option<u64> {
-        let is_passed = passed_by != 0 && self.newest_id.load(Ordering::Relaxed) == passed_by;
-        let code = if is_passed { &self.second_code } else { &self.newest_code };
-        code.load(Ordering::Relaxed).checked_sub(1)
-    }
-
-    fn set_hints(&self, state: &State) {
-        let mut newest = state.cuts.iter().rev();
-        let (first, second) = (newest.next(), newest.next());
-        let code = |cut: Option<&Arc<Cut>>| cut.map_or(0, |cut| cut.code());
-        self.newest_code.store(code(first), Ordering::Relaxed);
-        self.newest_id.store(first.map_or(0, |cut| cut.id), Ordering::Relaxed);
-        self.second_code.store(code(second), Ordering::Relaxed);
-    }
-
     /// Whether this run has drawn its history.
     pub(crate) fn has_history(&self) -> bool {
         // Relaxed: only ever set, and set under the lock that every use of the history takes.
@@ -593,6 +422,37 @@ impl Commit {
         if is_replica { Err(Error::ReadOnly) } else { Ok(()) }
     }
 
+    /// A history begins that another node writes: its record takes the next place.
+    ///
+    /// # Errors
+    /// [`Refused::NoRoom`], and why nothing can be written.
+    pub(crate) fn forward_history(
+        &self,
+        body: &HistoryBody,
+        record: Forwarded,
+    ) -> std::result::Result<(), Refused> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        self.refusal(state, true).map_err(Refused::Error)?;
+        let mut record = Body::Forwarded(record);
+        if let Some(tail) = &state.tail
+            && let Some(wanted) = tail.wants(&record, false)
+        {
+            return Err(Refused::NoRoom(wanted));
+        }
+        let HistoryBody { history, term, writer } = *body;
+        let line = Arc::make_mut(&mut state.line);
+        if let Some(last) = line.last_mut() {
+            last.end = state.position.seq;
+        }
+        state.tick += 1;
+        state.next_place(&mut record);
+        let start = state.position.seq;
+        state.position.history = history;
+        Arc::make_mut(&mut state.line).push(Span { history, term, writer, start, end: start });
+        Ok(())
+    }
+
     /// What the database does from now on.
     pub(crate) fn set_role(&self, role: Role) {
         let mut state = self.state.lock();
@@ -614,8 +474,7 @@ impl Commit {
     ) -> std::result::Result<Ticket<'_>, Refused> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        let is_replayed = matches!(body, Body::Replayed { .. });
-        if let Err(error) = self.refusal(state, is_replayed) {
+        if let Err(error) = self.refusal(state, body.is_given()) {
             return Err(Refused::Error(error));
         }
         let is_dropped = |slot: &KeyspaceSlot| state.keyspaces[slot.0 as usize].dropped;
@@ -632,10 +491,10 @@ impl Commit {
         // Totals are kept for every live cut.
         let newest_of_all = state.cuts.last().map(|cut| cut.tick);
         let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
-        if let (Some(tail), Body::Logged(body)) = (&state.tail, &*body)
-            && !tail.has_room(body, state.drawn.is_some())
+        if let Some(tail) = &state.tail
+            && let Some(wanted) = tail.wants(body, state.drawn.is_some())
         {
-            return Err(Refused::NoRoom(tail.wanted(body)));
+            return Err(Refused::NoRoom(wanted));
         }
         if let Some(slot) = prepared.drops {
             state.keyspaces[slot.0 as usize].dropped = true;
@@ -651,9 +510,9 @@ impl Commit {
         Ok(Ticket { commit: self, position, tick, newest: newest_tick, cut })
     }
 
-    fn refusal(&self, state: &State, is_replayed: bool) -> Result<()> {
+    fn refusal(&self, state: &State, is_given: bool) -> Result<()> {
         self.check()?;
-        if state.role != Role::Primary && !is_replayed && !planted(Bug::ReplicaWrites) {
+        if state.role != Role::Primary && !is_given && !planted(Bug::ReplicaWrites) {
             return Err(Error::ReadOnly);
         }
         if let Some(failure) = &state.log_failure {
@@ -663,119 +522,6 @@ impl Commit {
             return Err(Error::SavesFail);
         }
         if state.closed { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    /// Takes a cut: one short lock, whatever the size of the data.
-    pub(crate) fn cut(&self, now_ms: u64, holder: Holder) -> Result<Arc<Cut>> {
-        let taken = Instant::now();
-        let state = self.state.lock();
-        self.check()?;
-        Ok(self.take_cut(state, taken, now_ms, holder))
-    }
-
-    fn take_cut<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        taken: Instant,
-        now_ms: u64,
-        holder: Holder,
-    ) -> Arc<Cut> {
-        let time_ms = now_ms.max(state.last_time_ms);
-        state.last_time_ms = time_ms;
-        state.cuts_taken += 1;
-        let tick = state.installing.unwrap_or(state.tick);
-        if planted(Bug::CutReadsTwice) {
-            drop(state);
-            state = self.state.lock();
-        }
-        let cut = Arc::new(Cut {
-            id: state.cuts_taken,
-            tick,
-            position: state.position,
-            line: Arc::clone(&state.line),
-            // Changed under the lock that is held.
-            view: self.view(),
-            time_ms,
-            totals: state.totals,
-            taken,
-            holder,
-            ranges: Mutex::default(),
-        });
-        if planted(Bug::CutCountedLate) {
-            drop(state);
-            state = self.state.lock();
-        }
-        state.cuts.push(Arc::clone(&cut));
-        self.set_hints(&state);
-        cut
-    }
-
-    /// From now on reads and cuts of the present are of the state as it is, until [`end_install`](Self::end_install). Returns a cut of
-    /// it, and the tick of the state to come.
-    pub(crate) fn begin_install(&self, now_ms: u64, rewinds: bool) -> Result<(Arc<Cut>, u64)> {
-        let taken = Instant::now();
-        let mut state = self.state.lock();
-        self.check()?;
-        assert!(state.installing.is_none(), "one state is installed at a time");
-        let shown = state.tick;
-        state.installing = Some(shown);
-        state.tick += 1;
-        let tick = state.tick;
-        if rewinds {
-            self.rewound_tick.store(tick, Ordering::Release);
-        }
-        self.shown_tick.store(shown, Ordering::Release);
-        if !planted(Bug::InstallShownEarly) {
-            self.view.fetch_or(View::INSTALLING, Ordering::AcqRel);
-        }
-        Ok((self.take_cut(state, taken, now_ms, Holder::Install), tick))
-    }
-
-    /// Shows the state that was installed.
-    pub(crate) fn end_install(&self, installed: Installed) {
-        let Installed { position, time_ms, lineage, totals, keyspaces, dropped, renames } =
-            installed;
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        assert!(state.installing.take().is_some(), "nothing is being installed");
-        state.position = position;
-        state.last_time_ms = state.last_time_ms.max(time_ms);
-        state.line = Arc::new(lineage);
-        state.drawn = None;
-        self.has_history.store(false, Ordering::Relaxed);
-        state.totals = totals;
-        let newest = state.cuts.last().map(|cut| cut.tick);
-        for (slot, totals) in keyspaces {
-            state.keep_totals(slot, newest);
-            state.keyspaces[slot.0 as usize].now = totals;
-        }
-        for slot in dropped {
-            state.keyspaces[slot.0 as usize].dropped = true;
-        }
-        let moves = if renames { View::GENERATION } else { 0 };
-        let next = |view: u64| Some((view & !View::INSTALLING) + moves);
-        let _ = self.view.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
-    }
-
-    /// Whether what leaves say of their last change means nothing to the cut of this tick. Asked under a leaf's latch.
-    pub(crate) fn is_rewound(&self, tick: u64) -> bool {
-        self.rewound_tick.load(Ordering::Acquire) > tick
-    }
-
-    /// The cut leaves the live set. `true` if something may be kept that only it needed.
-    #[must_use]
-    pub(crate) fn drop_cut(&self, cut: &Arc<Cut>) -> bool {
-        let mut state = self.state.lock();
-        if planted(Bug::SameTickIsOneCut) {
-            state.cuts.retain(|live| live.tick != cut.tick);
-        } else {
-            let at = state.cuts.iter().rposition(|live| Arc::ptr_eq(live, cut));
-            state.cuts.remove(at.expect("a cut is dropped once"));
-        }
-        self.set_hints(&state);
-        let keeping = !state.keeping.is_empty();
-        drop(state);
-        keeping || cut.has_ranges()
     }
 
     /// Frees old totals that no live cut needs; a bounded number of keyspaces a lock.
@@ -808,17 +554,6 @@ impl Commit {
                 return;
             }
         }
-    }
-
-    /// Ticks of the live cuts but that of id `passed_by`, ascending.
-    pub(crate) fn live_ticks(&self, passed_by: u64) -> Vec<u64> {
-        let state = self.state.lock();
-        state.cuts.iter().filter(|cut| cut.id != passed_by).map(|cut| cut.tick).collect()
-    }
-
-    /// The live cuts, ascending by tick.
-    pub(crate) fn live_cuts(&self) -> Vec<Arc<Cut>> {
-        self.state.lock().cuts.clone()
     }
 
     /// A keyspace's totals now.
@@ -865,68 +600,6 @@ impl Commit {
     /// Refuses writes from now on.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
-    }
-
-    /// Refuses everything from now on.
-    pub(crate) fn poison(&self) {
-        self.view.fetch_or(View::POISONED, Ordering::AcqRel);
-    }
-
-    /// Fails if the database is poisoned.
-    #[inline]
-    pub(crate) fn check(&self) -> Result<()> {
-        let is_poisoned = self.view.load(Ordering::Acquire) & View::POISONED != 0;
-        if is_poisoned { Err(Error::Poisoned) } else { Ok(()) }
-    }
-
-    /// What names mean now.
-    pub(crate) fn view(&self) -> View {
-        View(self.view.load(Ordering::Acquire) & !View::FLAGS)
-    }
-
-    /// What a reader of `view` finds in the leaves whose latches it holds: the present (`None`), or, while another state is
-    /// installed, that of the tick.
-    ///
-    /// # Errors
-    /// [`Error::Poisoned`]; [`Error::NoKeyspace`] if names mean something else by now.
-    #[inline]
-    pub(crate) fn sight(&self, view: View) -> Result<Option<u64>> {
-        match self.view.load(Ordering::Acquire) == view.0 {
-            true => Ok(None),
-            false => self.sight_aside(view),
-        }
-    }
-
-    #[cold]
-    fn sight_aside(&self, view: View) -> Result<Option<u64>> {
-        loop {
-            let now = self.view.load(Ordering::Acquire);
-            if now & View::POISONED != 0 {
-                return Err(Error::Poisoned);
-            }
-            if now & !View::FLAGS != view.0 {
-                return Err(Error::NoKeyspace);
-            }
-            if now & View::INSTALLING == 0 {
-                return Ok(None);
-            }
-            let tick = self.shown_tick.load(Ordering::Acquire);
-            // Else it may be that of another time.
-            if self.view.load(Ordering::Acquire) == now {
-                return Ok(Some(tick));
-            }
-        }
-    }
-
-    /// A keyspace's totals, as they are shown to a reader of `view`.
-    ///
-    /// # Errors
-    /// As [`sight`](Self::sight).
-    pub(crate) fn totals_seen(&self, view: View, slot: KeyspaceSlot) -> Result<Totals> {
-        let state = self.state.lock();
-        // While a state is installed the totals are those of the one before.
-        self.sight(view)?;
-        Ok(state.keyspaces[slot.0 as usize].now)
     }
 
     /// As a rewound replica's: the next batch gets the number after `seq` again, in another history.

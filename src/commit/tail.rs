@@ -26,6 +26,29 @@ pub(crate) enum Body {
         position: Position,
         time_ms: u64,
     },
+    /// A record of another node's, which goes into this one's log as it is.
+    Forwarded(Forwarded),
+}
+
+impl Body {
+    /// Whether it is somebody else's: it takes place whatever it comes to here.
+    pub(crate) fn is_given(&self) -> bool {
+        matches!(self, Body::Replayed { .. } | Body::Forwarded(_))
+    }
+}
+
+/// A record as it came.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    pub(crate) header: RecordHeader,
+    /// Empty where there is no log.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Forwarded {
+    fn record_len(&self) -> u64 {
+        (RECORD_FRAME_LEN + self.body.len()) as u64
+    }
 }
 
 /// The bytes of a batch's body, their sum, and the time by the wall clock.
@@ -108,20 +131,21 @@ impl Tail {
         Self { bytes: Vec::new(), linked: Vec::new(), len: 0, limit: 0, chain }
     }
 
-    /// Whether the record of `body` has a place, that of a new history before it if it comes first in one.
-    pub(crate) fn has_room(&self, body: &Encoded, begins_history: bool) -> bool {
+    /// How much there must be room for, so that what `body` adds has a place for certain, if it has none now; `begins_history`: that
+    /// of a new history comes before it.
+    pub(crate) fn wants(&self, body: &Body, begins_history: bool) -> Option<u64> {
+        let (record, sure) = match body {
+            Body::Unlogged | Body::Replayed { .. } => return None,
+            Body::Logged(encoded) => (encoded.record_len(), HISTORY_LEN),
+            Body::Forwarded(forwarded) => (forwarded.record_len(), 0),
+        };
         let history = if begins_history { HISTORY_LEN } else { 0 };
-        self.len + body.record_len() + history <= self.limit
+        (self.len + record + history > self.limit).then_some(record + sure)
     }
 
     /// Whether a record that begins a history has a place.
     pub(crate) fn has_room_for_history(&self) -> bool {
         self.len + HISTORY_LEN <= self.limit
-    }
-
-    /// How much there must be room for, so that the record of `body` has a place for certain.
-    pub(crate) fn wanted(&self, body: &Encoded) -> u64 {
-        HISTORY_LEN + body.record_len()
     }
 
     /// From now on so many bytes may wait here.
@@ -146,6 +170,18 @@ impl Tail {
         self.linked.push(Linked { at: self.bytes.len(), body: body_bytes });
     }
 
+    /// Appends a record of another node's. A long body moves out of it.
+    pub(crate) fn forward(&mut self, record: &mut Forwarded) {
+        let Forwarded { header, body } = record;
+        self.append_head(header, body.len());
+        match body.len() < LINKED_MIN {
+            true => self.bytes.extend_from_slice(body),
+            false => {
+                self.linked.push(Linked { at: self.bytes.len(), body: std::mem::take(body) });
+            }
+        }
+    }
+
     fn append_small(&mut self, kind: RecordKind, body: &[u8], crc: u32, seq: Seq, time_ms: u64) {
         self.append_header(kind, body.len(), crc, seq, time_ms);
         self.bytes.extend_from_slice(body);
@@ -161,7 +197,10 @@ impl Tail {
     ) {
         #[expect(clippy::cast_possible_truncation, reason = "batches are limited to less")]
         let sums = (body_len as u32, crc);
-        let header = RecordHeader::following(self.chain, kind, sums, seq, time_ms);
+        self.append_head(&RecordHeader::following(self.chain, kind, sums, seq, time_ms), body_len);
+    }
+
+    fn append_head(&mut self, header: &RecordHeader, body_len: usize) {
         self.chain = header.chain;
         self.len += (RECORD_FRAME_LEN + body_len) as u64;
         let mut head = [0; FRAME_LEN + RECORD_HEADER_LEN];

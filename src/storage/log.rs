@@ -383,6 +383,14 @@ impl Log {
         }
     }
 
+    /// The segments that were begun, oldest first, and how often the log began anew.
+    pub(crate) fn ordinals(&self) -> (Vec<u64>, u64) {
+        let writer = lock(&self.writer);
+        let current = writer.current.as_ref().map(|current| current.label.ordinal);
+        let closed = writer.closed.iter().map(|closed| closed.ordinal);
+        (closed.chain(current).collect(), writer.restarts)
+    }
+
     /// Segments that hold something, and their bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
         let writer = lock(&self.writer);
@@ -398,6 +406,23 @@ impl Log {
         bytes + lock(&self.writer).pruned
     }
 
+    /// Sees to it that there is a segment, before a snapshot is: without one the snapshot would seem to have lost its log.
+    pub(crate) fn ensure_segment(&self) -> Result<()> {
+        let _making = lock(&self.making);
+        {
+            let writer = lock(&self.writer);
+            if writer.finished {
+                return Err(Error::Closed);
+            }
+            if writer.has_segment() || writer.spare.is_some() {
+                return Ok(());
+            }
+        }
+        let spare = Spare::make(&self.directory, self.take_ordinal(), FIRST_SEGMENT_BYTES)?;
+        lock(&self.writer).spare = Some(spare);
+        Ok(())
+    }
+
     /// Begins anew behind a snapshot of all there is: what failed is left behind, what waited is in the snapshot.
     pub(crate) fn restart(&self, commit: &Commit) -> Result<()> {
         let _making = lock(&self.making);
@@ -410,8 +435,8 @@ impl Log {
             let (last, time_ms) = (drained.base.position.seq, drained.base.time_ms);
             writer.closed.push_back(Closed { ordinal, bytes, last, time_ms });
         }
-        // Nobody knows what the disk has of it.
-        let spare = writer.spare.take();
+        // What was made ahead for the log that failed; nobody knows what the disk has of that.
+        let spare = if writer.closed.is_empty() { None } else { writer.spare.take() };
         writer.unsynced.clear();
         writer.base = drained.base;
         writer.previous = None;
@@ -591,6 +616,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether a segment was ever begun that is there.
+    fn has_segment(&self) -> bool {
+        self.current.is_some() || !self.closed.is_empty()
+    }
+
     fn write(&mut self, bytes: &[u8], to: u64, way: Way) -> Outcome<()> {
         match &mut self.current {
             Some(current) if !bytes.is_empty() => current.write(bytes, to, way),
@@ -604,8 +634,9 @@ impl Writer {
             current.give_back()?;
         }
         // As in `prune`.
-        let has_segment = self.current.is_some() || !self.closed.is_empty();
-        if has_segment && let Some(spare) = self.spare.take() {
+        if self.has_segment()
+            && let Some(spare) = self.spare.take()
+        {
             directory.remove(&spare.path)?;
             directory.sync()?;
         }

@@ -24,6 +24,7 @@ pub(crate) mod backup;
 pub(crate) mod directory;
 #[cfg(test)]
 mod example_tests;
+pub(crate) mod feed;
 pub(crate) mod file_keyspace;
 pub(crate) mod group;
 pub(crate) mod load;

@@ -225,6 +225,11 @@ impl Found {
         Ok((Self { path, ordinal, label, beginning, len, held: None }, file))
     }
 
+    /// The file, if it is held.
+    pub(crate) fn into_file(self) -> Option<Box<dyn DiskFile>> {
+        self.held
+    }
+
     /// The segment that this one says it goes on from.
     pub(crate) fn goes_on_from(&self) -> Option<u64> {
         match &self.beginning {

@@ -8,7 +8,9 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::commit::{Body, Delta, Denied, KeyspaceSlot, LoggedEffect, Prepared, Refused, Ticket};
+use crate::commit::{
+    Body, Delta, Denied, Forwarded, KeyspaceSlot, LoggedEffect, Prepared, Refused, Ticket,
+};
 use crate::fingerprint;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
@@ -114,6 +116,12 @@ impl Tree {
         Ok(())
     }
 
+    /// Applies a batch of another node's, with its record. What it replaces is kept, as by any write.
+    pub(crate) fn forward(&self, changes: &Changes<'_>, record: Forwarded) -> Result<()> {
+        self.write_changes(changes, &mut Body::Forwarded(record))?;
+        Ok(())
+    }
+
     fn write_changes(
         &self,
         changes: &Changes<'_>,
@@ -150,8 +158,8 @@ impl Tree {
         let mut planned = self.plan(changes, &mut places, &mut deltas);
         let removed = deltas.removed_by_ranges;
         // What was logged is replayed, even if it came to nothing then.
-        let is_replayed = matches!(body, Body::Replayed { .. });
-        if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 && !is_replayed {
+        let is_given = body.is_given();
+        if changes.ops.is_empty() && changes.drops.is_none() && removed == 0 && !is_given {
             return Ok((None, 0));
         }
         // What serves any cut is prepared only when one was taken meanwhile.

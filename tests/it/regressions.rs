@@ -6,7 +6,8 @@ mod fuzz;
 
 use std::path::PathBuf;
 
-use stillframe::{Database, SaveOptions, SnapshotFile};
+use stillframe::simulation::{CallKind, DiskFault, SimDisk};
+use stillframe::{Database, Durability, Error, RecoveryMode, SaveOptions, SnapshotFile};
 
 use crate::saves::Dir;
 
@@ -120,4 +121,51 @@ fn keys_around_the_length_that_pages_hold_may_share_much() {
         loaded.check();
         assert_eq!(loaded.snapshot().unwrap().fingerprint(), db.snapshot().unwrap().fingerprint());
     }
+}
+
+/// A directory with a snapshot always has a segment, or its log would seem to be lost. Two ways led to one without: a save before
+/// anything was written, and a new log begun after the first segment of all could not be. Neither opened again. Found by a test of
+/// replicas that saved whenever they liked.
+#[test]
+fn what_was_saved_before_anything_was_written_opens() {
+    let on = |disk: &SimDisk| Database::builder().disk(disk.clone()).manual_log();
+    for closes in [false, true] {
+        let disk = SimDisk::new();
+        for _ in 0..2 {
+            let db = on(&disk).recovery(RecoveryMode::Strict).open("/db").unwrap();
+            assert_eq!(
+                db.compact_log(SaveOptions::default().threads(1)).unwrap().position.seq.0,
+                0
+            );
+            if closes {
+                db.close().unwrap();
+            }
+        }
+        let db = on(&disk).open("/db").unwrap();
+        db.keyspace("data").unwrap().insert("k", "v").unwrap();
+        db.persist(Durability::Sync).unwrap();
+        drop(db);
+        let db = on(&disk).open("/db").unwrap();
+        assert_eq!(db.keyspace("data").unwrap().get("k").unwrap().unwrap(), "v");
+    }
+    let mut failed = 0;
+    for calls in 0..12 {
+        let disk = SimDisk::new();
+        let db = on(&disk).durability(Durability::Os).open("/db").unwrap();
+        disk.inject(DiskFault::error(DiskFault::EIO).on(CallKind::Write).after(calls));
+        let made = db.keyspace("data");
+        disk.clear_faults();
+        if made.is_ok()
+            || !matches!(db.compact_log(SaveOptions::default()), Err(Error::LogFailed(_)))
+        {
+            continue;
+        }
+        failed += 1;
+        db.recover().unwrap();
+        let position = db.position();
+        drop(db);
+        let db = on(&disk).recovery(RecoveryMode::Strict).open("/db").unwrap();
+        assert_eq!(db.position(), position, "call {calls}");
+    }
+    assert!(failed > 0, "no log failed");
 }

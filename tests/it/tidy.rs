@@ -35,6 +35,7 @@ const ROOMS: &[Room] = &[
             "keeper",
             "open",
             "install",
+            "applier",
             "saver",
             "options",
             "progress",
