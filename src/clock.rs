@@ -149,6 +149,16 @@ impl Random {
     }
 }
 
+/// The seeds a randomised test runs: so many, or as `STILLFRAME_SEEDS` says, or the one that `STILLFRAME_SEED` names.
+#[cfg(test)]
+pub(crate) fn test_seeds(count: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
+    match number("STILLFRAME_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("STILLFRAME_SEEDS").unwrap_or(count),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

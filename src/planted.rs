@@ -203,6 +203,8 @@ pub(crate) enum Bug {
     InstallKeepsNothing,
     /// Install: the new state is seen leaf by leaf.
     InstallShownEarly,
+    /// Install: a leaf that came with the content it has already keeps its own stamp.
+    SameKeepsStamp,
     /// Install: keyspaces are found by their numbers, whatever those mean by now.
     NamesNeverMove,
 }

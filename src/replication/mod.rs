@@ -5,3 +5,4 @@
 
 pub(crate) mod catch_up;
 pub(crate) mod line;
+pub(crate) mod needs;

@@ -45,6 +45,11 @@ impl BuiltLeaf {
         self.page.low()
     }
 
+    /// Shows what its entries add up to, as [`Page::sum_up`].
+    pub(crate) fn sum_up(&self, prefix_len: usize, show: &mut dyn FnMut(&[u8], &Totals)) {
+        self.page.sum_up(0..self.page.len(), prefix_len, show);
+    }
+
     /// Where it ends; `None` at the end of the key space.
     pub(crate) fn high(&self) -> Option<&[u8]> {
         self.page.high()

@@ -74,6 +74,20 @@ impl Tree {
         }
     }
 
+    /// Shows each leaf's fences and the batch that changed it last, one latched at a time.
+    pub(crate) fn stamps(&self, mut show: impl FnMut(&[u8], Option<&[u8]>, Seq)) {
+        let mut from = Vec::new();
+        loop {
+            let latch = self.latch_read(&from);
+            let page = latch.live();
+            show(page.low(), page.high(), latch.stamp);
+            match page.high() {
+                Some(high) => from = high.to_vec(),
+                None => return,
+            }
+        }
+    }
+
     /// Latches the leaf that begins at `low`; one that holds it in its middle is split there.
     fn latch_from(&self, low: &[u8]) -> WriteLatch<'_> {
         let mut latch = self.latch_write(low);
@@ -191,7 +205,9 @@ impl Install {
         if pages.len() == 1 && is_same(&pages[0].0) {
             // Nothing that would have to be kept.
             for (page, stamp) in pages {
-                latch.stamp = stamp;
+                if !planted(Bug::SameKeepsStamp) {
+                    latch.stamp = stamp;
+                }
                 garbage.pages.push(page);
             }
             return;

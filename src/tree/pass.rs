@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::commit::{Cut, Holder};
 use crate::planted::{Bug, planted};
+use crate::position::Seq;
 use crate::tree::Tree;
 use crate::tree::still::{LeafCopy, Still};
 
@@ -37,11 +38,31 @@ impl Pass {
     /// Copies the content of the leaf that covers `from` into `out`, from that key on; `from` is where the
     /// copy before ended.
     pub(crate) fn copy_leaf(&self, from: &[u8], out: &mut LeafCopy) -> Result<()> {
+        self.copy_leaf_if(from, &mut |_, _, _| true, out).map(drop)
+    }
+
+    /// As [`copy_leaf`](Self::copy_leaf), if `wants` says so, which is shown the leaf's range and the batch that changed it last, or a later
+    /// one; else `out` gets its fences and nothing between them. Whether it was copied.
+    ///
+    /// It is looked at under its latch, after the cut: a writer that has its place before the cut and has not applied yet is
+    /// waited for.
+    pub(crate) fn copy_leaf_if(
+        &self,
+        from: &[u8],
+        wants: &mut dyn FnMut(&[u8], Option<&[u8]>, Seq) -> bool,
+        out: &mut LeafCopy,
+    ) -> Result<bool> {
         out.clear();
         let tree = self.still.tree();
         let mut leaf = tree.latch_write(from);
         tree.commit.check()?;
-        self.still.copy(&leaf, from, out);
+        let (page, stamp) = (leaf.live(), self.still.stamp_of(&leaf));
+        let low = page.low().max(from);
+        let is_wanted = wants(low, page.high(), stamp);
+        match is_wanted {
+            true => self.still.copy(&leaf, from, out),
+            false => out.set_fences(low, page),
+        }
         if !planted(Bug::PassMarksNothing) {
             leaf.passed_by = self.cut().id;
         }
@@ -51,6 +72,6 @@ impl Pass {
         };
         drop(leaf);
         drop(freed);
-        Ok(())
+        Ok(is_wanted)
     }
 }

@@ -116,13 +116,17 @@ impl Still {
         Ok(())
     }
 
-    pub(crate) fn copy(&self, leaf: &Leaf, from: &[u8], out: &mut LeafCopy) {
-        leaf.copy_at(self.cut.tick, from, &mut out.page);
-        // A later stamp than the true one hides nothing.
-        out.stamp = match self.tree.commit.is_rewound(self.cut.tick) {
+    /// The last change of a leaf that the cut holds, or a later one, which hides nothing.
+    pub(crate) fn stamp_of(&self, leaf: &Leaf) -> Seq {
+        match self.tree.commit.is_rewound(self.cut.tick) {
             true => self.cut.position.seq,
             false => leaf.stamp_at(self.cut.tick).min(self.cut.position.seq),
-        };
+        }
+    }
+
+    pub(crate) fn copy(&self, leaf: &Leaf, from: &[u8], out: &mut LeafCopy) {
+        leaf.copy_at(self.cut.tick, from, &mut out.page);
+        out.stamp = self.stamp_of(leaf);
     }
 }
 
@@ -142,6 +146,11 @@ impl LeafCopy {
         if let Some(page) = &mut self.page {
             page.clear();
         }
+    }
+
+    /// Fences of `page`, from `low` on, and no entries.
+    pub(crate) fn set_fences(&mut self, low: &[u8], page: &Page) {
+        Page::reset(&mut self.page, &page.arena(), low, page.high(), 0);
     }
 
     pub(crate) fn page(&self) -> &Page {

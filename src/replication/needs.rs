@@ -1,0 +1,91 @@
+//! What a replica needs to get to where its source is: for each range of keys, everything, or what changed after some batch.
+
+use crate::position::Seq;
+
+/// What is needed of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Whatever it holds: what the replica has there is not to be used.
+    Anything,
+    /// It if it changed after this batch: up to there the replica has it.
+    NewerThan(Seq),
+}
+
+/// Needs of ranges that tile the key space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Where each range starts, ascending, the first at the empty key.
+    ranges: Vec<(Vec<u8>, Need)>,
+}
+
+impl Needs {
+    /// The same of every key.
+    pub(crate) fn everywhere(need: Need) -> Self {
+        Self { ranges: vec![(Vec::new(), need)] }
+    }
+
+    /// Of `[low, high)` something else than before. Ranges are set in ascending order, none twice.
+    pub(crate) fn set(&mut self, low: &[u8], high: Option<&[u8]>, need: Need) {
+        let Some((start, after)) = self.ranges.last().cloned() else { return };
+        if start == low {
+            self.ranges.pop();
+        }
+        match self.ranges.last() {
+            Some((_, before)) if *before == need => {}
+            _ => self.ranges.push((low.to_vec(), need)),
+        }
+        if let Some(high) = high
+            && after != need
+        {
+            self.ranges.push((high.to_vec(), after));
+        }
+    }
+
+    /// Whether any key of `[low, high)` needs what changed last by the batch `stamp`.
+    pub(crate) fn want(&self, low: &[u8], high: Option<&[u8]>, stamp: Seq) -> bool {
+        let first = self.ranges.partition_point(|(start, _)| &start[..] <= low).saturating_sub(1);
+        let within = self.ranges.get(first..).unwrap_or_default().iter();
+        within
+            .take_while(|(start, _)| start.is_empty() || high.is_none_or(|high| &start[..] < high))
+            .any(|(_, need)| match need {
+                Need::Anything => true,
+                Need::NewerThan(seq) => stamp > *seq,
+            })
+    }
+
+    /// Where each range starts, and what is needed of it.
+    pub(crate) fn ranges(&self) -> &[(Vec<u8>, Need)] {
+        &self.ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_wanted_if_any_key_of_it_is() {
+        let mut needs = Needs::everywhere(Need::NewerThan(Seq(5)));
+        needs.set(b"c", Some(b"e"), Need::Anything);
+        needs.set(b"e", Some(b"g"), Need::Anything);
+        needs.set(b"m", None, Need::NewerThan(Seq(9)));
+        let starts: Vec<_> = needs.ranges().iter().map(|(low, _)| &low[..]).collect();
+        assert_eq!(starts, [&b""[..], b"c", b"g", b"m"]);
+        for (low, high, stamp, expected) in [
+            (&b""[..], Some(&b"c"[..]), 5, false),
+            (b"", Some(b"c"), 6, true),
+            (b"", Some(b"ca"), 0, true),
+            (b"c", Some(b"d"), 0, true),
+            (b"f", Some(b"h"), 0, true),
+            (b"g", Some(b"m"), 5, false),
+            (b"g", Some(b"n"), 6, true),
+            (b"m", None, 6, false),
+            (b"x", None, 9, false),
+            (b"x", None, 10, true),
+            (b"", None, 0, true),
+        ] {
+            assert_eq!(needs.want(low, high, Seq(stamp)), expected, "{low:?} {high:?} {stamp}");
+        }
+        assert!(Needs::everywhere(Need::Anything).want(b"", None, Seq(0)));
+    }
+}
