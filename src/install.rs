@@ -292,8 +292,8 @@ mod tests {
         let (mut from, mut copy) = (Some(Vec::new()), LeafCopy::default());
         let mut run: Vec<BuiltLeaf> = Vec::new();
         while let Some(low) = from {
-            let mut wants = |low: &[u8], high: Option<&[u8]>, stamp| needs.want(low, high, stamp);
-            if pass.copy_leaf_if(&low, &mut wants, &mut copy).unwrap() {
+            let wants = |low: &[u8], high: Option<&[u8]>, stamp| needs.want(low, high, stamp);
+            if pass.copy_leaf_if(&low, wants, &mut copy).unwrap() {
                 let page = copy.page();
                 let mut leaf = bulk.begin(page.low(), page.high(), copy.stamp());
                 let mut key = page.prefix().to_vec();

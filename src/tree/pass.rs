@@ -38,7 +38,7 @@ impl Pass {
     /// Copies the content of the leaf that covers `from` into `out`, from that key on; `from` is where the
     /// copy before ended.
     pub(crate) fn copy_leaf(&self, from: &[u8], out: &mut LeafCopy) -> Result<()> {
-        self.copy_leaf_if(from, &mut |_, _, _| true, out).map(drop)
+        self.copy_leaf_if(from, |_, _, _| true, out).map(drop)
     }
 
     /// As [`copy_leaf`](Self::copy_leaf), if `wants` says so, which is shown the leaf's range and the batch that changed it last, or a later
@@ -49,7 +49,7 @@ impl Pass {
     pub(crate) fn copy_leaf_if(
         &self,
         from: &[u8],
-        wants: &mut dyn FnMut(&[u8], Option<&[u8]>, Seq) -> bool,
+        wants: impl FnOnce(&[u8], Option<&[u8]>, Seq) -> bool,
         out: &mut LeafCopy,
     ) -> Result<bool> {
         out.clear();
