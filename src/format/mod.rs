@@ -3,7 +3,7 @@
 //! FORMAT.md draws every layout; each file here implements one of its sections: `snapshot` the file
 //! header and footer, `block` the frame around every block, `leaves` the entries, `index` the index
 //! blocks and the root; `assembly` puts them in order; `record` a batch, `log` what is around it in a
-//! segment. Decoders accept any input: they never panic, and allocate no more than the
+//! segment; `wire` what replicas and sources say. Decoders accept any input: they never panic, and allocate no more than the
 //! input can account for.
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
@@ -17,6 +17,7 @@ pub(crate) mod log;
 pub(crate) mod probe;
 pub(crate) mod record;
 pub(crate) mod snapshot;
+pub(crate) mod wire;
 
 /// The format version that this release writes, and the newest it reads.
 pub(crate) const VERSION: u32 = 1;

@@ -1,15 +1,7 @@
 //! What a replica needs to get to where its source is: for each range of keys, everything, or what changed after some batch.
 
+pub(crate) use crate::format::wire::Need;
 use crate::position::Seq;
-
-/// What is needed of a range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Need {
-    /// Whatever it holds: what the replica has there is not to be used.
-    Anything,
-    /// It if it changed after this batch: up to there the replica has it.
-    NewerThan(Seq),
-}
 
 /// Needs of ranges that tile the key space.
 #[derive(Debug, Clone, PartialEq, Eq)]
