@@ -19,6 +19,60 @@ const MAX_NAME_LEN: usize = 255;
 /// Nodes between a replica and its primary, at the most.
 const MAX_PATH_LEN: usize = 64;
 
+/// What either side of a link says first, in the clear.
+pub(crate) const PREFACE_LEN: usize = 64;
+const PREFACE_MAGIC: [u8; 8] = *b"\x89STW\r\n\x1a\n";
+/// The version of what is said over links that this release speaks.
+pub(crate) const LINK_VERSION: u32 = 1;
+
+/// The first bytes of a link, from who connected and then from who listened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Preface {
+    /// The versions that it speaks, lowest and highest; who listened says the one that was chosen, twice.
+    pub(crate) versions: (u32, u32),
+    /// The key that it has, if one is wanted: then proofs follow.
+    pub(crate) key_id: Option<[u8; 8]>,
+    /// Random.
+    pub(crate) nonce: [u8; 32],
+}
+
+impl Preface {
+    pub(crate) fn encode(&self) -> [u8; PREFACE_LEN] {
+        let mut out = Vec::with_capacity(PREFACE_LEN);
+        out.extend_from_slice(&PREFACE_MAGIC);
+        for field in [self.versions.0, self.versions.1, self.key_id.is_some().into(), 0] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        out.extend_from_slice(&self.key_id.unwrap_or_default());
+        out.extend_from_slice(&self.nonce);
+        let mut preface = [0; PREFACE_LEN];
+        preface.iter_mut().zip(out).for_each(|(to, from)| *to = from);
+        preface
+    }
+
+    pub(crate) fn decode(bytes: &[u8; PREFACE_LEN]) -> Decoded<Self> {
+        let mut d = Decoder::new(bytes);
+        if d.array("magic")? != PREFACE_MAGIC {
+            return Err(Damage::new(0, Fault::Magic));
+        }
+        let versions = (d.u32("lowest version")?, d.u32("highest version")?);
+        // Before the rest, which another version may have elsewhere.
+        if versions.0 > LINK_VERSION || versions.1 < LINK_VERSION {
+            let got = if versions.0 > LINK_VERSION { versions.0 } else { versions.1 };
+            return Err(Damage::new(8, Fault::Version { got, supported: LINK_VERSION }));
+        }
+        let has_key = d.u32_in("whether a key is set", 0, 1)? == 1;
+        d.zeros("reserved bytes of a preface", 4)?;
+        let at = d.at();
+        let key_id: [u8; 8] = d.array("key id")?;
+        if !has_key {
+            equal(at, "key id", u64::from_le_bytes(key_id), 0)?;
+        }
+        let nonce = d.array("nonce")?;
+        Ok(Preface { versions, key_id: has_key.then_some(key_id), nonce })
+    }
+}
+
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageKind {
@@ -644,6 +698,28 @@ mod tests {
         for (_, reason) in Reason::ALL {
             check(&Bye { reason, detail: 7 }, Bye::encode, Bye::decode);
         }
+    }
+
+    #[test]
+    fn prefaces_speak_one_version() {
+        let preface = Preface { versions: (1, 1), key_id: Some([3; 8]), nonce: [4; 32] };
+        assert_eq!(Preface::decode(&preface.encode()), Ok(preface));
+        let open = Preface { key_id: None, ..preface };
+        assert_eq!(Preface::decode(&open.encode()), Ok(open));
+        Preface::decode(&Preface { versions: (0, 9), ..preface }.encode()).unwrap();
+        for versions in [(0, 0), (2, 2), (2, 9), (9, 0)] {
+            let decoded = Preface::decode(&Preface { versions, ..preface }.encode());
+            let fault = decoded.unwrap_err().fault;
+            assert!(matches!(fault, Fault::Version { supported: 1, .. }), "{versions:?}");
+        }
+        for (at, byte) in [(0, 0), (16, 2), (17, 1), (20, 1)] {
+            let mut bytes = preface.encode();
+            bytes[at] = byte;
+            assert!(Preface::decode(&bytes).is_err(), "byte {at}");
+        }
+        let mut bytes = open.encode();
+        bytes[24] = 1;
+        assert!(Preface::decode(&bytes).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Deciding is pure ([`catch_up`], [`line`]) and knows neither threads, files, sockets nor clocks; who moves bytes stands
 //! upstairs and in [`link`].
 
+pub(crate) mod auth;
 pub(crate) mod catch_up;
 pub(crate) mod line;
 pub(crate) mod needs;
