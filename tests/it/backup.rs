@@ -351,7 +351,7 @@ fn a_directory_that_is_written_to_is_copied_whole() {
     });
 }
 
-struct Stops<'a>(&'a AtomicBool);
+pub(crate) struct Stops<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Stops<'_> {
     fn drop(&mut self) {

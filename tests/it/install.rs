@@ -7,6 +7,7 @@ use std::thread;
 use stillframe::simulation::Random;
 use stillframe::{Database, Error, Role, SaveOptions, Snapshot};
 
+use crate::backup::Stops;
 use crate::model::for_each_seed;
 
 type Content = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
@@ -135,7 +136,8 @@ fn the_present_is_what_came_and_stills_are_what_they_were() {
 /// Readers see one state or the other, each of them whole, and never the old one again once the new one was seen.
 #[test]
 fn readers_see_all_of_it_at_once() {
-    let db = Database::builder().leaf_entries(8).in_memory().unwrap();
+    // Reclaimed by a thread of the test, so that nothing runs any more when all is checked.
+    let db = Database::builder().leaf_entries(8).manual_reclaim().in_memory().unwrap();
     let films = db.keyspace("films").unwrap();
     let key = |n: u64| format!("{n:04}");
     let states: Vec<Vec<u8>> = (0..24_u64)
@@ -152,6 +154,12 @@ fn readers_see_all_of_it_at_once() {
     let shown = AtomicU64::new(0);
     let state_of = |value: &[u8]| std::str::from_utf8(value).unwrap().parse::<u64>().unwrap();
     thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                db.reclaim();
+                thread::yield_now();
+            }
+        });
         for reader in 0..3 {
             let (db, films, done, shown) = (db.clone(), films.clone(), &done, &shown);
             scope.spawn(move || {
@@ -197,11 +205,12 @@ fn readers_see_all_of_it_at_once() {
                 }
             });
         }
+        // Stops them also when this panics.
+        let _stops = Stops(&done);
         for (state, bytes) in states.iter().enumerate().skip(1) {
             db.install(&bytes[..], true).unwrap();
             shown.store(state as u64, Ordering::Release);
         }
-        done.store(true, Ordering::Release);
     });
     db.check();
 }
