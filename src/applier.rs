@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::commit::{CATALOGUE, Denied, Forwarded, HistoryBody, LoggedEffect, Refused};
+use crate::commit::{CATALOGUE, Forwarded, HistoryBody, LoggedEffect};
 use crate::database::Engine;
 use crate::format::record::{Effects, RecordHeader, RecordKind};
-use crate::keys::{CATALOGUE_ID, PREFIX_LEN};
+use crate::keys::{CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::position::Position;
 use crate::storage::walk::catalogue_entry;
 use crate::tree::{BatchOp, Changes, RangeDelete, new_value};
@@ -19,7 +19,7 @@ pub(crate) struct Applier {
     chain: u32,
 }
 
-/// Why a record was not applied. Nothing of it has changed anything.
+/// Why a record was not applied. No entry and no Seq has changed.
 #[derive(Debug)]
 #[cfg_attr(test, expect(dead_code, reason = "who drives it tells why"))]
 pub(crate) enum NotApplied {
@@ -83,49 +83,27 @@ impl Applier {
 
     fn history(&self, header: &RecordHeader, body: &[u8], history: &HistoryBody) -> Result<()> {
         let commit = &self.engine.tree().commit;
-        commit.with_room(|| {
-            let record = self.record(header, body);
-            commit.forward_history(history, record).map_err(|refused| match refused {
-                Refused::NoRoom(len) => Denied::NoRoom(len),
-                Refused::Error(error) => Denied::Error(error),
-                Refused::NewCut => unreachable!("nothing is kept for a history's beginning"),
-            })
-        })
+        commit.with_room(|| commit.forward_history(history, self.record(header, body)))
     }
 
     fn batch(&self, header: &RecordHeader, body: &[u8]) -> std::result::Result<(), NotApplied> {
-        let tree = self.engine.tree();
-        let mut changes = Changes::default();
-        // Held to the end where names change: who looks one up sees it with what it stands for.
-        let mut catalogue = self.engine.catalogue.lock();
-        let mut names = Vec::new();
+        let (tree, prefix_len) = (self.engine.tree(), PREFIX_LEN);
+        // The slots are looked up below, once all is proven and hashed with nothing held.
+        let (mut changes, slot) = (Changes::default(), CATALOGUE);
+        // What names come to stand for; `None` for those that go.
+        let mut names: Vec<(String, Option<u32>)> = Vec::new();
         for effect in Effects::new(body) {
-            let effect = effect.map_err(|damage| damage.fault)?;
-            let key = match effect {
-                LoggedEffect::Put { key, .. } | LoggedEffect::Remove { key } => key,
-                LoggedEffect::RemoveRange { low, .. } => low,
-            };
-            let id = key.first_chunk().map_or(CATALOGUE_ID, |id| u32::from_be_bytes(*id));
-            let slot = match id {
-                CATALOGUE_ID => CATALOGUE,
-                id => catalogue.slot(tree, id),
-            };
-            let prefix_len = PREFIX_LEN;
-            match effect {
+            match effect.map_err(|damage| damage.fault)? {
                 LoggedEffect::Put { key, value, expire_at } => {
-                    if let Some((name, id)) = catalogue_entry(key, Some(value), expire_at)? {
-                        catalogue.renew(tree, id);
-                        names.push((name.to_owned(), Some((id, catalogue.slot(tree, id)))));
-                    }
+                    let named = catalogue_entry(key, Some(value), expire_at)?;
+                    names.extend(named.map(|(name, id)| (name.to_owned(), Some(id))));
                     let put = Some(new_value(tree, value, expire_at)?);
                     changes.ops.push(BatchOp { slot, key, prefix_len, put });
                 }
                 LoggedEffect::Remove { key } => {
-                    if id == CATALOGUE_ID {
+                    if id_of(key) == CATALOGUE_ID {
                         let name = std::str::from_utf8(&key[PREFIX_LEN..]);
-                        let name = name.map_err(|_| Fault::Text)?.to_owned();
-                        changes.drops = catalogue.names.get(&name).map(|(_, slot)| *slot);
-                        names.push((name, None));
+                        names.push((name.map_err(|_| Fault::Text)?.to_owned(), None));
                     }
                     changes.ops.push(BatchOp { slot, key, prefix_len, put: None });
                 }
@@ -135,20 +113,31 @@ impl Applier {
                 }
             }
         }
-        let held = (!names.is_empty()).then_some(&mut catalogue);
-        match held {
-            None => {
-                drop(catalogue);
-                tree.forward(&changes, self.record(header, body))?;
+        let record = self.record(header, body);
+        let mut catalogue = self.engine.catalogue.lock();
+        for (name, id) in &names {
+            match id {
+                Some(id) => catalogue.renew(tree, *id),
+                None => changes.drops = catalogue.names.get(name).map(|(_, slot)| *slot),
             }
-            Some(catalogue) => {
-                tree.forward(&changes, self.record(header, body))?;
-                for (name, stands_for) in names {
-                    match stands_for {
-                        Some(stands_for) => drop(catalogue.names.insert(name, stands_for)),
-                        None => drop(catalogue.names.remove(&name)),
-                    }
+        }
+        changes.ops.iter_mut().for_each(|op| op.slot = catalogue.slot(tree, id_of(op.key)));
+        for range in &mut changes.ranges {
+            range.slot = catalogue.slot(tree, id_of(&range.low));
+        }
+        if names.is_empty() {
+            drop(catalogue);
+            return Ok(tree.forward(&changes, record)?);
+        }
+        // Held to the end: who looks a name up finds it with what it stands for.
+        tree.forward(&changes, record)?;
+        for (name, id) in names {
+            match id {
+                Some(id) => {
+                    let slot = catalogue.slot(tree, id);
+                    catalogue.names.insert(name, (id, slot));
                 }
+                None => drop(catalogue.names.remove(&name)),
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::commit::KeyspaceSlot;
 use crate::database::Engine;
 use crate::keys;
-use crate::keyspace::Keyspace;
+use crate::keyspace::{Keyspace, Place};
 use crate::options::{Durability, WriteOptions};
 use crate::position::Position;
 use crate::tree::{BatchOp, Bounds, Changes, RangeDelete, new_value};
@@ -31,7 +31,7 @@ use crate::{Error, MAX_BATCH_BYTES, Result};
 pub struct WriteBatch {
     engine: Arc<Engine>,
     /// In the order they were first or again named in.
-    keyspaces: Vec<Keyspace>,
+    places: Vec<Place>,
     ops: Vec<Op>,
     /// Internal keys and values of the operations.
     content: Vec<u8>,
@@ -43,7 +43,7 @@ pub struct WriteBatch {
 
 struct Op {
     /// Its place among the batch's keyspaces.
-    keyspace: usize,
+    place: usize,
     kind: Kind,
 }
 
@@ -61,7 +61,7 @@ impl WriteBatch {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
         Self {
             engine,
-            keyspaces: Vec::new(),
+            places: Vec::new(),
             ops: Vec::new(),
             content: Vec::new(),
             bytes: 0,
@@ -91,17 +91,19 @@ impl WriteBatch {
             self.error.get_or_insert(Error::ValueTooLarge { len: value.len() });
             return;
         }
-        let Some(key) = self.key(keyspace, key) else { return };
+        let place = self.place(keyspace);
+        let Some(key) = self.key(place, key) else { return };
         let expire_at = options.resolve(self.engine.tree().clock());
         self.content.extend_from_slice(value);
         let value = key.end..self.content.len();
-        self.push(keyspace, value.len(), Kind::Put { key, value, expire_at });
+        self.push(place, value.len(), Kind::Put { key, value, expire_at });
     }
 
     /// Removes `key`, if it is there.
     pub fn remove(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>) {
-        if let Some(key) = self.key(keyspace, key.as_ref()) {
-            self.push(keyspace, 0, Kind::Remove { key });
+        let place = self.place(keyspace);
+        if let Some(key) = self.key(place, key.as_ref()) {
+            self.push(place, 0, Kind::Remove { key });
         }
     }
 
@@ -111,9 +113,10 @@ impl WriteBatch {
         keyspace: &Keyspace,
         range: impl RangeBounds<K>,
     ) {
-        let bounds = keys::within(keyspace.place().id, &range);
+        let place = self.place(keyspace);
+        let bounds = keys::within(place.id, &range);
         let len = bounds.low.len() + bounds.high.as_ref().map_or(0, Vec::len);
-        self.push(keyspace, len, Kind::DeleteRange(bounds));
+        self.push(place, len, Kind::DeleteRange(bounds));
     }
 
     /// What the commit waits for, instead of what the database was opened with.
@@ -136,29 +139,34 @@ impl WriteBatch {
     /// Forgets all operations.
     pub fn clear(&mut self) {
         (self.bytes, self.error) = (0, None);
-        self.keyspaces.clear();
+        self.places.clear();
         self.ops.clear();
         self.content.clear();
     }
 
-    fn key(&mut self, keyspace: &Keyspace, key: &[u8]) -> Option<Range<usize>> {
+    /// What the keyspace stands for; asked once for an operation, so that its key and its counters are of the same.
+    fn place(&self, keyspace: &Keyspace) -> Place {
+        assert!(keyspace.is_of(&self.engine), "a keyspace of another database in a batch");
+        keyspace.place()
+    }
+
+    fn key(&mut self, place: Place, key: &[u8]) -> Option<Range<usize>> {
         if key.len() > crate::MAX_KEY_LEN {
             self.error.get_or_insert(Error::KeyTooLarge { len: key.len() });
             return None;
         }
         self.bytes += key.len() as u64;
         let start = self.content.len();
-        keys::append_internal(keyspace.place().id, key, &mut self.content);
+        keys::append_internal(place.id, key, &mut self.content);
         Some(start..self.content.len())
     }
 
-    fn push(&mut self, keyspace: &Keyspace, len: usize, kind: Kind) {
-        assert!(keyspace.is_of(&self.engine), "a keyspace of another database in a batch");
+    fn push(&mut self, place: Place, len: usize, kind: Kind) {
         self.bytes += OP_BYTES + len as u64;
-        if self.keyspaces.last().is_none_or(|last| last.place() != keyspace.place()) {
-            self.keyspaces.push(keyspace.clone());
+        if self.places.last() != Some(&place) {
+            self.places.push(place);
         }
-        self.ops.push(Op { keyspace: self.keyspaces.len() - 1, kind });
+        self.ops.push(Op { place: self.places.len() - 1, kind });
     }
 
     /// What the operations come to: one effect a key, and the ranges that are removed apart from those keys.
@@ -203,16 +211,15 @@ impl WriteBatch {
                 }
                 _ => None,
             };
-            let slot = self.keyspace_of(at).place().slot;
+            let slot = self.slot_of(at);
             changes.ops.push(BatchOp { slot, key, prefix_len: keys::PREFIX_LEN, put });
         }
-        changes.ranges =
-            union(ranges.iter().map(|(at, bounds)| (self.keyspace_of(*at).place().slot, *bounds)));
+        changes.ranges = union(ranges.iter().map(|(at, bounds)| (self.slot_of(*at), *bounds)));
         Ok(changes)
     }
 
-    fn keyspace_of(&self, op: usize) -> &Keyspace {
-        &self.keyspaces[self.ops[op].keyspace]
+    fn slot_of(&self, op: usize) -> KeyspaceSlot {
+        self.places[self.ops[op].place].slot
     }
 
     /// Commits all operations as one batch and returns its position: that of the last batch before if this

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Cut, Denied, Holder, KeyspaceSlot, Refused, Role, View};
+use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot, Role, View};
 #[cfg(feature = "simulation")]
 use crate::install::Arrival;
 use crate::keeper::Keeper;
@@ -309,13 +309,12 @@ impl Database {
         self.engine.tree.commit.role()
     }
 
-    /// Makes a replica the primary: from now on it takes writes, in a new history of a higher term. Where replicas meet that term they
-    /// follow no older primary any more. A primary stays what it is.
+    /// Makes a replica the primary: from now on it takes writes, in a new history of a higher term. A primary stays what it is.
     ///
-    /// The beginning of the history is on the disk before the first write is taken. A crash before that leaves a replica.
+    /// The beginning of the history is on the disk before the first write is taken. A crash before that leaves a replica, or what was promoted.
     ///
     /// # Errors
-    /// [`Error::NotDurable`]: it is a replica still, and may be promoted again. [`Error::Closed`], [`Error::LogFailed`], [`Error::Poisoned`].
+    /// [`Error::NotDurable`]: it takes no writes still, and may be promoted again. [`Error::Closed`], [`Error::LogFailed`], [`Error::Poisoned`].
     pub fn promote(&self) -> Result<Position> {
         let Engine { tree, log, .. } = &*self.engine;
         if tree.commit.role() == Role::Primary {
@@ -323,12 +322,7 @@ impl Database {
         }
         let history = HistoryId(random_id()?);
         let now_ms = tree.clock().now_ms();
-        let position = tree.commit.with_room(|| match tree.commit.begin_term(history, now_ms) {
-            Ok(position) => Ok(position),
-            Err(Refused::NoRoom(len)) => Err(Denied::NoRoom(len)),
-            Err(Refused::Error(error)) => Err(Denied::Error(error)),
-            Err(Refused::NewCut) => unreachable!("nothing is kept for a history's beginning"),
-        })?;
+        let position = tree.commit.with_room(|| tree.commit.begin_term(history, now_ms))?;
         if let Some(log) = log {
             let synced = log.sync(&tree.commit, position.seq);
             synced.map_err(|failure| Error::NotDurable { position, failure })?;

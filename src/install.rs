@@ -1,18 +1,20 @@
 //! A state from elsewhere takes the place of a database's own: proven as a whole before anything changes, then shown at once.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use crate::commit::{CATALOGUE, Installed, KeyspaceSlot, Span, Totals};
 use crate::database::Engine;
 use crate::format::leaves::KeyspaceSums;
-use crate::keys::{self, CATALOGUE_ID, PREFIX_LEN};
+use crate::keys::{self, CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::open::Catalogue;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
+use crate::storage::STREAM;
 use crate::storage::load::Loaded;
 use crate::storage::walk::catalogue_entry;
 use crate::tree::{BuiltLeaf, Install};
-use crate::{Error, Result};
+use crate::{Error, Fault, Result};
 
 /// A state that has come whole: leaves for the ranges in which it differs, and what all of it must add up to.
 pub(crate) struct Arrival {
@@ -43,11 +45,6 @@ pub(crate) fn sums_of<'a>(
     sums
 }
 
-/// The keyspace of keys that begin so.
-fn id_of(prefix: &[u8]) -> u32 {
-    prefix.try_into().map_or(CATALOGUE_ID, u32::from_be_bytes)
-}
-
 impl Arrival {
     /// All of a snapshot that was loaded.
     pub(crate) fn whole(loaded: Loaded<BuiltLeaf>, rewinds: bool) -> Self {
@@ -75,7 +72,7 @@ impl Engine {
     /// else may be writing.
     ///
     /// # Errors
-    /// [`Error::SelfCheck`] if the whole would not add up: then nothing has changed.
+    /// [`Error::Corrupt`] if the whole would not add up: then nothing has changed.
     pub(crate) fn install(&self, arrival: Arrival) -> Result<()> {
         let Arrival { ranges, sums, position, time_ms, lineage, records, fingerprint, rewinds } =
             arrival;
@@ -86,7 +83,8 @@ impl Engine {
             [("records", all.records, records), ("fingerprint", all.fingerprint, fingerprint)]
         {
             if got != expected {
-                return Err(Error::SelfCheck { field, got, expected });
+                let what = Fault::Mismatch { field, got, expected };
+                return Err(Error::corrupt(Path::new(STREAM), 0, what));
             }
         }
         let install = self.tree().install(rewinds)?;
@@ -177,7 +175,7 @@ fn names(install: &Install) -> Result<HashMap<String, u32>> {
     });
     match failed {
         // It was proven as it came.
-        Some(fault) => Err(Error::corrupt("<install>".as_ref(), 0, fault)),
+        Some(fault) => Err(Error::corrupt(Path::new(STREAM), 0, fault)),
         None => Ok(names),
     }
 }

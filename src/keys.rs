@@ -103,6 +103,11 @@ pub(crate) fn prefixed(id: u32, prefix: &[u8]) -> Bounds {
     Bounds { low, high: Some(high).filter(|high| !high.is_empty()), has_end: true }
 }
 
+/// The keyspace's id in front of an internal key, which its decoder has seen to.
+pub(crate) fn id_of(key: &[u8]) -> u32 {
+    key.first_chunk().map_or(CATALOGUE_ID, |id| u32::from_be_bytes(*id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use crate::format::codec::LENIENT;
 use crate::format::log::{Base, RECORD_FRAME_LEN};
 use crate::format::record::{Effects, HistoryBody};
 use crate::format::snapshot::Span;
-use crate::keys::{CATALOGUE_ID, PREFIX_LEN};
+use crate::keys::{CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::open::Content;
 use crate::position::{Position, Seq};
 use crate::progress::Progress;
@@ -117,11 +117,6 @@ impl<'a> Replayer<'a> {
         }
         Ok(())
     }
-}
-
-/// The keyspace's id in front of an internal key, which the decoder has seen to.
-fn id_of(key: &[u8]) -> u32 {
-    key.first_chunk().map_or(CATALOGUE_ID, |id| u32::from_be_bytes(*id))
 }
 
 impl Apply for Replayer<'_> {

@@ -391,19 +391,19 @@ impl Commit {
     /// forgotten. Returns the place of the record.
     ///
     /// # Errors
-    /// [`Refused::NoRoom`], and why nothing can be written.
+    /// [`Denied::NoRoom`], and why nothing can be written.
     pub(crate) fn begin_term(
         &self,
         history: HistoryId,
         now_ms: u64,
-    ) -> std::result::Result<Position, Refused> {
+    ) -> std::result::Result<Position, Denied> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        self.refusal(state, true).map_err(Refused::Error)?;
+        self.refusal(state, true)?;
         if let Some(tail) = &state.tail
             && !tail.has_room_for_history()
         {
-            return Err(Refused::NoRoom(tail::HISTORY_LEN));
+            return Err(Denied::NoRoom(tail::HISTORY_LEN));
         }
         let term = state.line.iter().map(|span| span.term).max().unwrap_or(0);
         state.drawn = None;
@@ -425,20 +425,20 @@ impl Commit {
     /// A history begins that another node writes: its record takes the next place.
     ///
     /// # Errors
-    /// [`Refused::NoRoom`], and why nothing can be written.
+    /// [`Denied::NoRoom`], and why nothing can be written.
     pub(crate) fn forward_history(
         &self,
         body: &HistoryBody,
         record: Forwarded,
-    ) -> std::result::Result<(), Refused> {
+    ) -> std::result::Result<(), Denied> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        self.refusal(state, true).map_err(Refused::Error)?;
+        self.refusal(state, true)?;
         let mut record = Body::Forwarded(record);
         if let Some(tail) = &state.tail
             && let Some(wanted) = tail.wants(&record, false)
         {
-            return Err(Refused::NoRoom(wanted));
+            return Err(Denied::NoRoom(wanted));
         }
         let HistoryBody { history, term, writer } = *body;
         let line = Arc::make_mut(&mut state.line);

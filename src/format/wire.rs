@@ -106,7 +106,7 @@ impl MessageKind {
     ];
 
     fn id(self) -> u8 {
-        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or(0, |(id, _)| *id)
+        number_of(self, &Self::ALL)
     }
 }
 
@@ -350,8 +350,7 @@ pub(crate) struct Offer {
 impl Offer {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.number.to_le_bytes());
-        let id = Plan::ALL.iter().find(|(_, plan)| *plan == self.plan).map_or(0, |(id, _)| *id);
-        out.extend_from_slice(&[id, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend_from_slice(&[number_of(self.plan, &Plan::ALL), 0, 0, 0, 0, 0, 0, 0]);
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
@@ -543,8 +542,7 @@ pub(crate) struct Bye {
 
 impl Bye {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        let id = Reason::ALL.iter().find(|(_, kind)| *kind == self.reason).map_or(0, |(id, _)| *id);
-        out.extend_from_slice(&[id, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend_from_slice(&[number_of(self.reason, &Reason::ALL), 0, 0, 0, 0, 0, 0, 0]);
         out.extend_from_slice(&self.detail.to_le_bytes());
     }
 
@@ -580,6 +578,11 @@ fn take_lineage(d: &mut Decoder<'_>, spans: usize) -> Decoded<Vec<Span>> {
         lineage.push(span);
     }
     Ok(lineage)
+}
+
+/// The number of one of these.
+fn number_of<T: PartialEq>(one: T, all: &[(u8, T)]) -> u8 {
+    all.iter().find(|(_, other)| *other == one).map_or(0, |(number, _)| *number)
 }
 
 /// Takes a byte that must be one of these.

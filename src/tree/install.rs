@@ -14,6 +14,7 @@ use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::tree::bulk::{BuiltLeaf, Bulk};
 use crate::tree::directory::LeafId;
+use crate::tree::leaf::{Leaf, Whole};
 use crate::tree::page::{Entry, Page};
 use crate::tree::still::Bounds;
 use crate::tree::write::Garbage;
@@ -108,8 +109,6 @@ impl Tree {
         died: u64,
         garbage: &mut Garbage,
     ) -> Vec<WriteLatch<'a>> {
-        use crate::tree::leaf::{Leaf, Whole};
-
         let low = latch.live().low().to_vec();
         // What is kept is divided from the right, each time for all that is left of the fence.
         let mut right_kept = Vec::new();

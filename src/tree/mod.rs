@@ -2,7 +2,8 @@
 //!
 //! Reads latch one leaf; a write latches what it changes, takes its place in the order under the commit
 //! lock, and applies. **All changes of content go through [`Tree::write`] and [`Tree::write_batch`]**, which
-//! keep for the live cuts what they replace. Splits and merges change no content.
+//! keep for the live cuts what they replace; and through [`install`], which does the same under a cut of its own while
+//! nobody else may write. Splits and merges change no content.
 //!
 //! Order of locks: latches from left to right, then the commit lock, then one of: the directory's writer, a
 //! cut's list, the arena, the slab, the reclaimer's queue.
