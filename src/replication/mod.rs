@@ -5,5 +5,6 @@
 
 pub(crate) mod auth;
 pub(crate) mod catch_up;
+pub(crate) mod framing;
 pub(crate) mod line;
 pub(crate) mod needs;
