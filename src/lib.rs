@@ -44,6 +44,7 @@ pub use options::{Builder, Durability, StillInfo, StillReport, WriteOptions};
 pub use position::{HistoryId, Position, Seq};
 pub use progress::{OpenPhase, OpenProgress, OpenReport};
 pub use range::{Keys, Range};
+pub use replication::link::Link;
 pub use slice::Slice;
 pub use snapshot::{Snapshot, SnapshotKeyspace};
 pub use stats::{KeyspaceStats, LogStats, Stats};

@@ -7,4 +7,5 @@ pub(crate) mod auth;
 pub(crate) mod catch_up;
 pub(crate) mod framing;
 pub(crate) mod line;
+pub(crate) mod link;
 pub(crate) mod needs;
