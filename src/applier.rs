@@ -1,7 +1,5 @@
 //! What another node wrote, applied here record by record: each as it came goes into the log of this one, and its effects into the tree.
 
-use std::sync::Arc;
-
 use crate::commit::{CATALOGUE, Forwarded, HistoryBody, LoggedEffect};
 use crate::database::Engine;
 use crate::format::record::{Effects, RecordHeader, RecordKind};
@@ -13,7 +11,6 @@ use crate::{Error, Fault, Result};
 
 /// Applies the records that follow a state, in order. One at a time has a database.
 pub(crate) struct Applier {
-    engine: Arc<Engine>,
     /// The last batch, and the chain up to it.
     position: Position,
     chain: u32,
@@ -21,7 +18,6 @@ pub(crate) struct Applier {
 
 /// Why a record was not applied. No entry and no Seq has changed.
 #[derive(Debug)]
-#[cfg_attr(test, expect(dead_code, reason = "who drives it tells why"))]
 pub(crate) enum NotApplied {
     /// It is not what may come next, or makes no sense.
     Fault(Fault),
@@ -43,8 +39,8 @@ impl From<Fault> for NotApplied {
 
 impl Applier {
     /// Goes on from the present, to which `chain` leads.
-    pub(crate) fn new(engine: &Arc<Engine>, chain: u32) -> Self {
-        Self { engine: Arc::clone(engine), position: engine.tree().commit.position(), chain }
+    pub(crate) fn new(engine: &Engine, chain: u32) -> Self {
+        Self { position: engine.tree().commit.position(), chain }
     }
 
     /// The last batch that was applied.
@@ -55,6 +51,7 @@ impl Applier {
     /// Applies the next record.
     pub(crate) fn apply(
         &mut self,
+        engine: &Engine,
         header: &RecordHeader,
         body: &[u8],
     ) -> std::result::Result<(), NotApplied> {
@@ -65,29 +62,37 @@ impl Applier {
         match header.kind {
             RecordKind::History => {
                 let history = HistoryBody::decode(body).map_err(|damage| damage.fault)?;
-                self.history(header, body, &history)?;
+                Self::history(engine, header, body, &history)?;
                 self.position.history = history.history;
             }
-            RecordKind::Batch => self.batch(header, body)?,
+            RecordKind::Batch => Self::batch(engine, header, body)?,
         }
         self.position.seq = header.seq;
         self.chain = header.chain;
         Ok(())
     }
 
-    fn record(&self, header: &RecordHeader, body: &[u8]) -> Forwarded {
-        let is_logged = self.engine.tree().commit.is_logged();
-        let body = if is_logged { body.to_vec() } else { Vec::new() };
-        Forwarded { header: *header, body }
+    fn record(header: &RecordHeader, body: &[u8]) -> Forwarded {
+        Forwarded { header: *header, body: body.to_vec() }
     }
 
-    fn history(&self, header: &RecordHeader, body: &[u8], history: &HistoryBody) -> Result<()> {
-        let commit = &self.engine.tree().commit;
-        commit.with_room(|| commit.forward_history(history, self.record(header, body)))
+    fn history(
+        engine: &Engine,
+        header: &RecordHeader,
+        body: &[u8],
+        history: &HistoryBody,
+    ) -> Result<()> {
+        let commit = &engine.tree().commit;
+        let done = commit.with_room(|| commit.forward_history(history, Self::record(header, body)));
+        done.map(|_| ())
     }
 
-    fn batch(&self, header: &RecordHeader, body: &[u8]) -> std::result::Result<(), NotApplied> {
-        let (tree, prefix_len) = (self.engine.tree(), PREFIX_LEN);
+    fn batch(
+        engine: &Engine,
+        header: &RecordHeader,
+        body: &[u8],
+    ) -> std::result::Result<(), NotApplied> {
+        let (tree, prefix_len) = (engine.tree(), PREFIX_LEN);
         // The slots are looked up below, once all is proven and hashed with nothing held.
         let (mut changes, slot) = (Changes::default(), CATALOGUE);
         // What names come to stand for; `None` for those that go.
@@ -113,8 +118,8 @@ impl Applier {
                 }
             }
         }
-        let record = self.record(header, body);
-        let mut catalogue = self.engine.catalogue.lock();
+        let record = Self::record(header, body);
+        let mut catalogue = engine.catalogue.lock();
         for (name, id) in &names {
             match id {
                 Some(id) => catalogue.renew(tree, *id),
@@ -154,7 +159,7 @@ mod tests {
     use crate::clock::{Random, test_seeds};
     use crate::commit::{Holder, Role};
     use crate::position::Seq;
-    use crate::storage::feed::{Fed, Feed};
+    use crate::storage::feed::{Fed, Feed, Shown};
     use crate::storage::sim::SimDisk;
     use crate::{Builder, Database, Durability, SaveOptions};
 
@@ -215,8 +220,11 @@ mod tests {
         assert_eq!(own.chain(), feed.chain());
         let mut applier = Applier::new(replica.engine(), feed.chain());
         for _ in 0..rounds {
-            let mut apply =
-                |header: &RecordHeader, body: &[u8]| applier.apply(header, body).unwrap();
+            let mut apply = |shown: Shown<'_>| {
+                if let Shown::Record { header, body } = shown {
+                    applier.apply(replica.engine(), header, body).unwrap();
+                }
+            };
             match feed.next(Seq(u64::MAX), most, &mut apply).unwrap() {
                 Fed::More => {}
                 Fed::All => break,
@@ -305,13 +313,17 @@ mod tests {
         log.write_out(&source.engine().tree().commit, source.seq()).unwrap();
         let mut records = Vec::new();
         let mut feed = Feed::open(log, Seq(0)).unwrap().unwrap();
-        let mut keep = |header: &RecordHeader, body: &[u8]| records.push((*header, body.to_vec()));
+        let mut keep = |shown: Shown<'_>| {
+            if let Shown::Record { header, body } = shown {
+                records.push((*header, body.to_vec()));
+            }
+        };
         assert_eq!(feed.next(Seq(u64::MAX), usize::MAX, &mut keep).unwrap(), Fed::All);
         let mut applier = Applier::new(replica.engine(), 0);
         for (at, (header, body)) in records.iter().enumerate() {
             let before = (replica.position(), content(&replica));
             let refused = |applier: &mut Applier, header: &RecordHeader, body: &[u8]| {
-                let applied = applier.apply(header, body);
+                let applied = applier.apply(replica.engine(), header, body);
                 assert!(matches!(applied, Err(NotApplied::Fault(_))), "{applied:?}");
             };
             // Another one's place, another chain, another body.
@@ -324,7 +336,7 @@ mod tests {
             other[0] ^= 1;
             refused(&mut applier, header, &other);
             assert!((replica.position(), content(&replica)) == before);
-            applier.apply(header, body).unwrap();
+            applier.apply(replica.engine(), header, body).unwrap();
             if at > 0 {
                 refused(&mut applier, header, body);
             }

@@ -96,7 +96,7 @@ impl Builder {
     ) -> Result<BackupReport> {
         let began = Instant::now();
         let source = Directory::look(Arc::clone(&self.disk), source.as_ref())?;
-        let dataset = source.identity.dataset;
+        let dataset = source.identity().dataset;
         let target = Directory::make(Arc::clone(&self.disk), target.as_ref(), dataset)?;
         let copied = copy(&source, &target).and_then(|copied| target.found().map(|()| copied));
         let copied = copied.inspect_err(|_| target.unmake())?;
@@ -134,7 +134,7 @@ impl Builder {
         if matches!(point, PointInTime::Seq(seq) if seq > newest) {
             return Err(Error::OutOfReach { newest: Some(newest) });
         }
-        self.found(read.content, source.identity.dataset, target.as_ref(), began)
+        self.found(read.content, source.identity().dataset, target.as_ref(), began)
     }
 
     /// Makes the new directory `target` from a snapshot as it comes from `input`: a saved file, or what

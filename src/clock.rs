@@ -9,7 +9,8 @@ use std::io;
 use std::path::Path;
 #[cfg(any(test, feature = "simulation"))]
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 #[cfg(any(test, feature = "simulation"))]
 use crate::sync::{AtomicU64, Ordering};
@@ -67,6 +68,13 @@ impl Clock for SimClock {
         // Acquire: pairs with the Release in set() and advance().
         self.0.load(Ordering::Acquire)
     }
+}
+
+/// Milliseconds since some moment, whatever is done to the time of day.
+pub(crate) fn uptime_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = START.get_or_init(Instant::now).elapsed();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `N` bytes from the operating system's generator.

@@ -4,16 +4,16 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot, Role, View};
-#[cfg(feature = "simulation")]
+use crate::commit::{CATALOGUE, Commit, Cut, Holder, KeyspaceSlot, Role, Room, View};
+use crate::follow::Following;
 use crate::install::Arrival;
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
@@ -24,11 +24,15 @@ use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::progress::OpenReport;
 use crate::saver::{SaveThread, Saver};
+use crate::serve::hub::Hub;
+use crate::serve::signal::Signals;
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, LogStats, Stats};
 use crate::storage::Disk;
+use crate::storage::directory::Directory;
 use crate::storage::load::{load_file, load_stream};
-use crate::storage::log::Log;
+use crate::storage::log::{Log, Start};
+use crate::storage::memory_disk::MemoryDisk;
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
@@ -73,9 +77,52 @@ pub(crate) struct Engine {
     /// What a write waits for that doesn't say.
     durability: Durability,
     saver: Option<Arc<Saver>>,
+    /// Where there is no log: what replicas have not read yet, from the first one on.
+    backlog: OnceLock<Arc<Log>>,
+    /// Signs the histories that begin here.
+    pub(crate) node: [u8; 16],
+    /// Where there is no directory.
+    dataset: Mutex<[u8; 16]>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) signals: Signals,
+    following: Mutex<Option<Arc<Following>>>,
+    attendants: Mutex<Vec<Weak<dyn Attendant>>>,
     save_thread: Option<SaveThread>,
     /// What was found when it was opened.
     report: Option<OpenReport>,
+}
+
+/// Segments of a log in memory, and how much of it stays: for those who were away for a moment, and for those who are still reading.
+const BACKLOG_SEGMENT: u64 = 4 << 20;
+const BACKLOG_BYTES: u64 = 64 << 20;
+const BACKLOG_MOST: u64 = 256 << 20;
+
+/// Makes room in a log that lives in memory.
+struct Backlog {
+    log: Arc<Log>,
+}
+
+impl Room for Backlog {
+    fn make_room(&self, commit: &Commit, len: u64) -> Result<()> {
+        self.log.make_room(commit, len)?;
+        let leased = self.log.leased_after();
+        let (_, mut bytes) = self.log.size();
+        for closed in self.log.closed() {
+            let is_read = leased.is_none_or(|leased| closed.last <= leased);
+            if bytes <= if is_read { BACKLOG_BYTES } else { BACKLOG_MOST } {
+                break;
+            }
+            bytes -= closed.bytes;
+            self.log.prune(closed.ordinal)?;
+        }
+        Ok(())
+    }
+}
+
+/// Who does something for a database on threads of its own, which end when that does.
+pub(crate) trait Attendant: Send + Sync {
+    /// The database is closed, or has been dropped: nothing more is to be done, and nobody waits for that.
+    fn end(&self);
 }
 
 /// The thread that frees what dropped stills leave behind.
@@ -134,6 +181,13 @@ impl Database {
             log,
             durability: builder.durability,
             saver,
+            backlog: OnceLock::new(),
+            node,
+            dataset: Mutex::new(random_id()?),
+            hub: Arc::default(),
+            signals: Signals::default(),
+            following: Mutex::default(),
+            attendants: Mutex::default(),
             save_thread,
             report,
         };
@@ -316,19 +370,7 @@ impl Database {
     /// # Errors
     /// [`Error::NotDurable`]: it takes no writes still, and may be promoted again. [`Error::Closed`], [`Error::LogFailed`], [`Error::Poisoned`].
     pub fn promote(&self) -> Result<Position> {
-        let Engine { tree, log, .. } = &*self.engine;
-        if tree.commit.role() == Role::Primary {
-            return Ok(self.position());
-        }
-        let history = HistoryId(random_id()?);
-        let now_ms = tree.clock().now_ms();
-        let position = tree.commit.with_room(|| tree.commit.begin_term(history, now_ms))?;
-        if let Some(log) = log {
-            let synced = log.sync(&tree.commit, position.seq);
-            synced.map_err(|failure| Error::NotDurable { position, failure })?;
-        }
-        tree.commit.set_role(Role::Primary);
-        Ok(position)
+        self.engine.promote()
     }
 
     /// What was found when the directory was opened; `None` for a database in memory.
@@ -382,6 +424,8 @@ impl Database {
     /// reserved could not be given back. None for a database in memory.
     pub fn close(&self) -> Result<()> {
         self.engine.tree.commit.close();
+        self.engine.stop_following();
+        self.engine.dismiss();
         if let Some(saver) = &self.engine.saver {
             saver.close();
         }
@@ -476,7 +520,7 @@ impl Database {
         self.engine.tree.commit.set_role(Role::Replica);
         let bulk = self.engine.tree.bulk();
         let loaded = load_stream(input, &bulk)?;
-        self.engine.install(Arrival::whole(loaded, rewinds))
+        self.engine.put_in_place(Arrival::whole(loaded, rewinds), self.engine.dataset())
     }
 
     /// Does what the reclaimer's thread does.
@@ -538,10 +582,105 @@ impl Engine {
         if let Some(budget) = &self.budget {
             self.check_budget(budget);
         }
-        match &self.log {
+        let reached = match &self.log {
             None => Ok(()),
             Some(log) => self.reach(log, position, level.unwrap_or(self.durability)),
+        };
+        self.signals.committed();
+        reached
+    }
+
+    /// Whether it takes writes.
+    pub(crate) fn is_primary(&self) -> bool {
+        self.tree.commit.role() == Role::Primary
+    }
+
+    /// What it has in common with its copies and replicas, whatever they hold.
+    pub(crate) fn dataset(&self) -> [u8; 16] {
+        match &self.log {
+            Some(log) => log.directory.identity().dataset,
+            None => *self.dataset.lock(),
         }
+    }
+
+    /// The log that replicas are sent: that of the directory, or one in memory, which begins when it is first asked for.
+    pub(crate) fn source_log(&self) -> Result<&Arc<Log>> {
+        if let Some(log) = self.log.as_ref().or_else(|| self.backlog.get()) {
+            return Ok(log);
+        }
+        let directory = Directory::claim(Arc::new(MemoryDisk::default()), Path::new("/"))?;
+        directory.go_on_anew(self.dataset());
+        let mut directory = Some(directory);
+        self.tree.commit.attach_log_now(|base| {
+            let start = Start { base, previous: None, closed: Vec::new(), next_ordinal: 1 };
+            let directory = directory.take().expect("made once");
+            let log = Arc::new(Log::new(directory, BACKLOG_SEGMENT, start, None));
+            let backlog = self.backlog.get_or_init(|| Arc::clone(&log));
+            Arc::new(Backlog { log: Arc::clone(backlog) })
+        });
+        Ok(self.backlog.get().expect("it was just made"))
+    }
+
+    /// See [`Database::promote`].
+    pub(crate) fn promote(&self) -> Result<Position> {
+        let Engine { tree, log, .. } = self;
+        if tree.commit.role() == Role::Primary {
+            return Ok(tree.commit.position());
+        }
+        self.stop_following();
+        let history = HistoryId(random_id()?);
+        let now_ms = tree.clock().now_ms();
+        let position = tree.commit.with_room(|| tree.commit.begin_term(history, now_ms))?;
+        let position = position.expect("it has its body");
+        if let Some(log) = log {
+            let synced = log.sync(&tree.commit, position.seq);
+            synced.map_err(|failure| Error::NotDurable { position, failure })?;
+        }
+        tree.commit.set_role(Role::Primary);
+        Ok(position)
+    }
+
+    /// Whom it follows.
+    pub(crate) fn following(&self) -> Option<Arc<Following>> {
+        self.following.lock().clone()
+    }
+
+    pub(crate) fn set_following(&self, following: &Arc<Following>) {
+        *self.following.lock() = Some(Arc::clone(following));
+    }
+
+    /// Follows nobody any more.
+    pub(crate) fn stop_following(&self) {
+        let following = self.following.lock().take();
+        if let Some(following) = following {
+            following.stop();
+        }
+    }
+
+    /// Who is to be told when the database ends.
+    pub(crate) fn attend(&self, attendant: Weak<dyn Attendant>) {
+        let mut attendants = self.attendants.lock();
+        attendants.retain(|attendant| attendant.strong_count() > 0);
+        attendants.push(attendant);
+    }
+
+    fn dismiss(&self) {
+        let attendants = std::mem::take(&mut *self.attendants.lock());
+        attendants.iter().filter_map(Weak::upgrade).for_each(|attendant| attendant.end());
+    }
+
+    /// Puts a state that came from a node of `dataset` in the place of the present, on the disk as well if there is one.
+    pub(crate) fn put_in_place(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
+        let Some(saver) = &self.saver else {
+            self.install(arrival)?;
+            *self.dataset.lock() = dataset;
+            if let Some(backlog) = self.backlog.get() {
+                backlog.directory.go_on_anew(dataset);
+                backlog.restart(&self.tree.commit, None)?;
+            }
+            return Ok(());
+        };
+        saver.begin_anew(dataset, || self.install(arrival)).map(drop)
     }
 
     /// As [`committed`](Self::committed), for a batch that may have changed nothing.
@@ -654,6 +793,7 @@ impl fmt::Debug for Database {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.dismiss();
         // Before the tree goes: the threads hold it for as long as they run.
         self.reclaimer = None;
         self.keeper = None;

@@ -110,6 +110,33 @@ pub enum Error {
     /// The database is a replica, or its directory was one's: writes are the primary's. Nothing changed;
     /// [`Database::promote`](crate::Database::promote) makes it one.
     ReadOnly,
+    /// The replica was told to refuse reads while it has not what its source has, and it hasn't at present. Nothing changed.
+    Stale,
+    /// Fewer replicas are in touch than [`PrimaryOptions::min_replicas`](crate::PrimaryOptions::min_replicas) asks for. Nothing changed.
+    TooFewReplicas {
+        /// How many are.
+        connected: usize,
+        /// How many there must be.
+        needed: usize,
+    },
+    /// Not as many replicas have the batch in time as were waited for: it may reach them still.
+    NotAcked {
+        /// How many have it.
+        acked: usize,
+        /// How many were to.
+        wanted: usize,
+    },
+    /// What was waited for has not come in time.
+    TimedOut,
+    /// The batch that was waited for is not on the line that the database is on by now, and never will be.
+    Gone {
+        /// Where that line and the batch's parted, if it is known.
+        fork: Option<Seq>,
+    },
+    /// A replica does not follow its source by itself: [`Replica::resync`](crate::Replica::resync) decides.
+    SyncRefused(SyncRefused),
+    /// The database follows another already.
+    Follows,
     /// The database's own saves fail, and it was opened to refuse writes then. Nothing changed.
     SavesFail,
     /// The batch is committed and visible, but the log failed before it had the durability asked for: whether it
@@ -120,6 +147,57 @@ pub enum Error {
         /// What went wrong.
         failure: LogFailure,
     },
+}
+
+/// Why a replica does not follow a source by itself. Only its user can say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SyncRefused {
+    /// The source lacks batches that it had said were durable: it lost its disk, or is a restored backup.
+    WentBack {
+        /// The last batch that it said was durable.
+        durable: Seq,
+        /// The last batch that both have.
+        fork: Seq,
+    },
+    /// Both have written since they parted.
+    SplitBrain {
+        /// The last batch that both have.
+        fork: Seq,
+    },
+    /// The source never had anything in common with the replica.
+    Stranger,
+    /// The source holds nothing, the replica does.
+    EmptyPrimary,
+    /// The source is of an older term than one that the replica has heard of: another was promoted since.
+    OldTerm {
+        /// The highest term that was heard of.
+        known: u64,
+        /// The source's.
+        offered: u64,
+    },
+    /// The source is the replica itself, or follows it.
+    Cycle,
+    /// The source lacks batches of its own that the replica has: it should take them back.
+    SourceLostData,
+}
+
+impl fmt::Display for SyncRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SyncRefused::WentBack { durable, fork } => {
+                write!(f, "the source said that {durable} is durable and has nothing behind {fork}")
+            }
+            SyncRefused::SplitBrain { fork } => write!(f, "both have written behind {fork}"),
+            SyncRefused::Stranger => f.write_str("the source has nothing in common with it"),
+            SyncRefused::EmptyPrimary => f.write_str("the source is empty"),
+            SyncRefused::OldTerm { known, offered } => {
+                write!(f, "the source is of term {offered}, {known} was heard of")
+            }
+            SyncRefused::Cycle => f.write_str("it would follow itself"),
+            SyncRefused::SourceLostData => f.write_str("the source has lost batches of its own"),
+        }
+    }
 }
 
 /// Which operation on the log failed, and how.
@@ -299,6 +377,20 @@ impl fmt::Display for Error {
             Error::NoLog => f.write_str("the database lives in memory alone, it has no log"),
             Error::LogFailed(failure) => write!(f, "the log failed: {failure}"),
             Error::ReadOnly => f.write_str("a replica takes no writes until it is promoted"),
+            Error::Stale => f.write_str("the replica has not what its source has"),
+            Error::TooFewReplicas { connected, needed } => {
+                write!(f, "{connected} replicas are in touch, {needed} are needed")
+            }
+            Error::NotAcked { acked, wanted } => {
+                write!(f, "{acked} replicas have the batch, {wanted} were waited for")
+            }
+            Error::TimedOut => f.write_str("not in time"),
+            Error::Gone { fork: Some(fork) } => {
+                write!(f, "the batch is on another line, which parted behind {fork}")
+            }
+            Error::Gone { fork: None } => f.write_str("the batch is on another line"),
+            Error::SyncRefused(why) => write!(f, "the replica does not follow: {why}"),
+            Error::Follows => f.write_str("the database follows another already"),
             Error::SavesFail => f.write_str("saves fail, and writes are refused while they do"),
             Error::NotDurable { position, failure } => {
                 write!(f, "{position} is committed, not durable: {failure}")

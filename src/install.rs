@@ -5,15 +5,17 @@ use std::path::Path;
 
 use crate::commit::{CATALOGUE, Installed, KeyspaceSlot, Span, Totals};
 use crate::database::Engine;
+#[cfg(feature = "simulation")]
 use crate::format::leaves::KeyspaceSums;
 use crate::keys::{self, CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::open::Catalogue;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
 use crate::storage::STREAM;
+#[cfg(feature = "simulation")]
 use crate::storage::load::Loaded;
 use crate::storage::walk::catalogue_entry;
-use crate::tree::{BuiltLeaf, Install};
+use crate::tree::{BuiltLeaf, Entry, Tree};
 use crate::{Error, Fault, Result};
 
 /// A state that has come whole: leaves for the ranges in which it differs, and what all of it must add up to.
@@ -25,6 +27,8 @@ pub(crate) struct Arrival {
     pub(crate) position: Position,
     pub(crate) time_ms: u64,
     pub(crate) lineage: Vec<Span>,
+    /// That of the records that led there.
+    pub(crate) chain: u32,
     /// Entries of the whole state, and the sum of their fingerprints.
     pub(crate) records: u64,
     pub(crate) fingerprint: u64,
@@ -45,6 +49,7 @@ pub(crate) fn sums_of<'a>(
     sums
 }
 
+#[cfg(feature = "simulation")]
 impl Arrival {
     /// All of a snapshot that was loaded.
     pub(crate) fn whole(loaded: Loaded<BuiltLeaf>, rewinds: bool) -> Self {
@@ -60,6 +65,7 @@ impl Arrival {
             position: footer.position,
             time_ms: footer.time_ms,
             lineage,
+            chain: 0,
             records: footer.totals.entries,
             fingerprint: footer.totals.fingerprint,
             rewinds,
@@ -74,8 +80,9 @@ impl Engine {
     /// # Errors
     /// [`Error::Corrupt`] if the whole would not add up: then nothing has changed.
     pub(crate) fn install(&self, arrival: Arrival) -> Result<()> {
-        let Arrival { ranges, sums, position, time_ms, lineage, records, fingerprint, rewinds } =
-            arrival;
+        let Arrival { ranges, sums, position, time_ms, lineage, chain, .. } = arrival;
+        let Arrival { records, fingerprint, rewinds, .. } = arrival;
+        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
         let by_id = self.totals_with(&ranges, sums);
         let mut all = Totals::default();
         by_id.values().for_each(|totals| all.include(totals));
@@ -83,18 +90,22 @@ impl Engine {
             [("records", all.records, records), ("fingerprint", all.fingerprint, fingerprint)]
         {
             if got != expected {
-                let what = Fault::Mismatch { field, got, expected };
-                return Err(Error::corrupt(Path::new(STREAM), 0, what));
+                return Err(told(Fault::Mismatch { field, got, expected }));
             }
         }
+        let names = names_after(self.tree(), &ranges).map_err(told)?;
+        // From here on nothing fails.
         let install = self.tree().install(rewinds)?;
         for leaves in ranges {
-            install.replace(leaves);
+            // Latched at once are those that take the place of one leaf, which may be all there is.
+            let mut leaves = leaves.into_iter();
+            while !leaves.as_slice().is_empty() {
+                install.replace(leaves.by_ref().take(AT_ONCE).collect());
+            }
         }
         if rewinds {
             install.clamp(position.seq);
         }
-        let names = names(&install)?;
         // What names mean changes under this lock alone.
         let mut catalogue = self.catalogue.lock();
         let mut next =
@@ -126,6 +137,7 @@ impl Engine {
             position,
             time_ms,
             lineage,
+            chain,
             totals,
             keyspaces,
             dropped,
@@ -162,21 +174,49 @@ impl Engine {
     }
 }
 
-/// The names in the new state.
-fn names(install: &Install) -> Result<HashMap<String, u32>> {
+/// So many new leaves are put in the place of an old one at once.
+const AT_ONCE: usize = 64;
+
+/// The names in the present with `ranges` in the place of what is there.
+fn names_after(
+    tree: &Tree,
+    ranges: &[Vec<BuiltLeaf>],
+) -> std::result::Result<HashMap<String, u32>, Fault> {
     let bounds = keys::all(CATALOGUE_ID);
     let (mut names, mut failed) = (HashMap::new(), None);
-    install.each(&bounds, |key, entry| {
+    let mut take = |key: &[u8], entry: Entry<'_>| {
         let value = (entry.value.len() == 4).then(|| entry.value.bytes());
         match catalogue_entry(key, value, entry.expire_at) {
             Ok(named) => names.extend(named.map(|(name, id)| (name.to_owned(), id))),
             Err(fault) => failed = Some(fault),
         }
+    };
+    let is_replaced = |key: &[u8]| {
+        ranges.iter().any(|leaves| match (leaves.first(), leaves.last()) {
+            (Some(first), Some(last)) => {
+                first.low() <= key && last.high().is_none_or(|high| key < high)
+            }
+            _ => false,
+        })
+    };
+    tree.each_present(&bounds, |key, entry| {
+        if !is_replaced(key) {
+            take(key, entry);
+        }
     });
-    match failed {
-        // It was proven as it came.
-        Some(fault) => Err(Error::corrupt(Path::new(STREAM), 0, fault)),
-        None => Ok(names),
+    for leaf in ranges.iter().flatten() {
+        if bounds.high.as_deref().is_some_and(|high| leaf.low() < high) {
+            leaf.each(&mut take);
+        }
+    }
+    if let Some(fault) = failed {
+        return Err(fault);
+    }
+    let mut ids: Vec<_> = names.values().collect();
+    ids.sort_unstable();
+    match ids.is_sorted_by(|a, b| a < b) {
+        true => Ok(names),
+        false => Err(Fault::Order { field: "keyspace ids" }),
     }
 }
 
@@ -321,6 +361,7 @@ mod tests {
             position: cut.position,
             time_ms: cut.time_ms,
             lineage: cut.lineage(),
+            chain: 0,
             records: cut.totals.records,
             fingerprint: cut.totals.fingerprint,
             rewinds,

@@ -1,8 +1,4 @@
 //! Stillframe, an embedded key-value storage engine.
-#![cfg_attr(
-    not(test),
-    allow(dead_code, reason = "what replicas are made of; what drives it comes next")
-)]
 
 mod applier;
 mod backup;
@@ -12,6 +8,7 @@ mod commit;
 mod database;
 mod error;
 mod fingerprint;
+mod follow;
 mod format;
 mod install;
 mod keeper;
@@ -27,6 +24,7 @@ mod replayer;
 mod replication;
 mod salvage;
 mod saver;
+mod serve;
 mod slice;
 mod snapshot;
 mod stats;
@@ -38,13 +36,17 @@ pub use backup::{BackupReport, PointInTime, RestoreReport};
 pub use batch::WriteBatch;
 pub use commit::{Holder, Role};
 pub use database::Database;
-pub use error::{Error, Fault, LogFailure, Result};
+pub use error::{Error, Fault, LogFailure, Result, SyncRefused};
+pub use follow::{LinkLost, Replica, ReplicaSource, ReplicaState, ReplicaStatus, StalePolicy};
 pub use keyspace::{CompareAndSwapError, Keyspace};
 pub use options::{Builder, Durability, StillInfo, StillReport, WriteOptions};
 pub use position::{HistoryId, Position, Seq};
 pub use progress::{OpenPhase, OpenProgress, OpenReport};
 pub use range::{Keys, Range};
+pub use replication::auth::LinkKey;
 pub use replication::link::Link;
+pub use serve::hub::{AckLevel, ReplicaInfo, SyncCounts, SyncKind};
+pub use serve::{Primary, PrimaryOptions};
 pub use slice::Slice;
 pub use snapshot::{Snapshot, SnapshotKeyspace};
 pub use stats::{KeyspaceStats, LogStats, Stats};
@@ -65,6 +67,7 @@ pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 pub mod simulation {
     pub use crate::clock::{Clock, Random, SimClock};
     pub use crate::format::probe::decode_block;
+    pub use crate::serve::turns::{KeptState, SessionEnd, SessionEnded, TurnOptions};
     pub use crate::snapshot::{LeafPass, PassedEntry};
     pub use crate::storage::probe::walk_segment;
     pub use crate::storage::sim::{

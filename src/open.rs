@@ -246,6 +246,7 @@ impl Read {
     /// Makes the directory end where it was read to, and goes on in it.
     pub(crate) fn go_on(self, directory: Directory, builder: Builder) -> Result<Database> {
         let Read { content, listed, plan, segments, mut recovered, .. } = self;
+        directory.settle_anew()?;
         let useless = settle(&directory, &segments, &recovered)?;
         for name in &listed.temporary {
             directory.remove(&directory.path.join(name))?;
@@ -286,7 +287,7 @@ fn bytes_of(plan: &Plan, segments: &[Found]) -> u64 {
 impl OnDisk {
     /// `content` becomes a database that goes on in its log.
     pub(crate) fn open(self, content: Content, builder: Builder) -> Result<Database> {
-        let node = self.log.directory.identity.node;
+        let node = self.log.directory.identity().node;
         let room: Arc<Log> = Arc::clone(&self.log);
         content.tree.commit.attach_log(self.log.chain(), room);
         if !self.log.directory.may_write(&content.lineage) && !planted(Bug::AnyoneWrites) {

@@ -76,6 +76,7 @@ fn lost_file(path: &Path, error: &Error) -> LostRange {
 fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> Result<Database> {
     let began = Instant::now();
     let has_identity = lost.is_empty();
+    directory.settle_anew()?;
     let listed = Listed::read(&directory)?;
     let files = (listed.segments.len() + listed.snapshots.len()) as u64;
     let progress = builder.progress(OpenPhase::Salvaging, files);
@@ -126,7 +127,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     content.tree.commit.skip_to(position, time_ms);
     content.lineage.clear();
     if position.seq > Seq(0) {
-        let (history, writer) = (position.history, directory.identity.node);
+        let (history, writer) = (position.history, directory.identity().node);
         content.lineage.push(Span { history, term: 0, writer, start: end, end });
     }
     name_lost(&content, &mut lost);

@@ -16,8 +16,9 @@ use crate::commit::Holder;
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::storage::directory::Directory;
-use crate::storage::log::Log;
+use crate::storage::log::{FIRST_SEGMENT_BYTES, Log};
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
+use crate::storage::segment::Spare;
 use crate::storage::source;
 use crate::sync::{Mutex, assert_no_latch};
 use crate::tree::{Pass, Tree};
@@ -38,6 +39,8 @@ pub(crate) struct SavePolicy {
     pub(crate) keep_bytes: u64,
     pub(crate) keep_age: Duration,
     pub(crate) keep_snapshots: usize,
+    /// What replicas have not read yet stays as well, up to so much of the log.
+    pub(crate) keep_for_replicas: u64,
     pub(crate) tell: Option<Arc<Tell>>,
 }
 
@@ -53,6 +56,7 @@ impl Default for SavePolicy {
             keep_bytes: 0,
             keep_age: Duration::ZERO,
             keep_snapshots: 1,
+            keep_for_replicas: 1 << 30,
             tell: None,
         }
     }
@@ -89,6 +93,8 @@ struct State {
     /// The snapshots in the directory, oldest first: ordinal and last batch, `None` for a damaged one.
     snapshots: Vec<(u64, Option<Seq>)>,
     last: LastSave,
+    /// A state was installed that the directory does not have yet, of this data set.
+    anew: Option<[u8; 16]>,
 }
 
 #[derive(Default)]
@@ -124,7 +130,7 @@ impl Saver {
     ) -> Self {
         let (tree, log) = (Arc::clone(tree), Arc::clone(log));
         let saved = AtomicU64::new(last.seq.0);
-        let state = Mutex::new(State { snapshots, last });
+        let state = Mutex::new(State { snapshots, last, anew: None });
         Self {
             tree,
             log,
@@ -167,6 +173,9 @@ impl Saver {
         assert_no_latch("a save");
         // One at a time: who waits here wants a later cut than the one that is being saved.
         let mut state = self.state.lock();
+        if let Some(dataset) = state.anew {
+            return self.begin_installed(&mut state, dataset);
+        }
         let log_bytes = self.log.bytes();
         let (pass, cut) = self.cut()?;
         // A snapshot must not hold what the log might still lose.
@@ -174,9 +183,18 @@ impl Saver {
         if planted(Bug::PrunedEarly) {
             self.log.prune(u64::MAX)?;
         }
-        let report = self.write(&mut state, pass, cut, options, log_bytes)?;
+        let ordinal = self.ordinal()?;
+        let report = self.write(&mut state, (pass, cut), ordinal, options, log_bytes)?;
         self.prune(&mut state)?;
         Ok(report)
+    }
+
+    /// A number for a snapshot beside a log, which is there.
+    fn ordinal(&self) -> Result<u64> {
+        if !planted(Bug::SnapshotAlone) {
+            self.log.ensure_segment()?;
+        }
+        Ok(self.log.take_ordinal())
     }
 
     /// The present, to be saved.
@@ -186,19 +204,15 @@ impl Saver {
         Ok((pass, cut))
     }
 
-    /// Writes the snapshot at `cut`.
+    /// Writes the snapshot at the cut.
     fn write(
         &self,
         state: &mut State,
-        pass: Pass,
-        cut: source::Cut,
+        (pass, cut): (Pass, source::Cut),
+        ordinal: u64,
         options: &SaveOptions,
         log_bytes: u64,
     ) -> Result<SaveReport> {
-        if !planted(Bug::SnapshotAlone) {
-            self.log.ensure_segment()?;
-        }
-        let ordinal = self.log.take_ordinal();
         let directory = &self.log.directory;
         let path = directory.snapshot(ordinal);
         let disk = Arc::clone(&directory.disk);
@@ -241,12 +255,15 @@ impl Saver {
         let oldest = state.snapshots.first().and_then(|(_, seq)| *seq).unwrap_or_default();
         let keep_age = u64::try_from(self.policy.keep_age.as_millis()).unwrap_or(u64::MAX);
         let now_ms = self.tree.clock().now_ms();
+        let leased = self.log.leased_after();
         let closed = self.log.closed();
         let mut left: u64 = closed.iter().map(|segment| segment.bytes).sum();
         for segment in closed {
             left = left.saturating_sub(segment.bytes);
             let is_young = keep_age > 0 && segment.time_ms.saturating_add(keep_age) > now_ms;
-            if segment.last > oldest || left < self.policy.keep_bytes || is_young {
+            let is_leased = leased.is_some_and(|leased| segment.last > leased)
+                && left < self.policy.keep_for_replicas;
+            if segment.last > oldest || left < self.policy.keep_bytes || is_young || is_leased {
                 break;
             }
             self.log.prune(segment.ordinal)?;
@@ -277,29 +294,79 @@ impl Saver {
     pub(crate) fn restart(&self, options: &SaveOptions) -> Result<SaveReport> {
         assert_no_latch("a save");
         let mut state = self.state.lock();
-        if self.log.failure().is_none() {
+        if self.log.failure().is_none() || state.anew.is_some() {
             drop(state);
             return self.save(options);
         }
         // No batch gets a Seq while the log has failed: the cut holds all there are.
-        let (pass, cut) = self.cut()?;
-        let log_bytes = self.log.bytes();
-        let report = self.write(&mut state, pass, cut, options, log_bytes)?;
+        let cut = self.cut()?;
+        let (log_bytes, ordinal) = (self.log.bytes(), self.ordinal()?);
+        let report = self.write(&mut state, cut, ordinal, options, log_bytes)?;
         // From here on the directory is good without what is left of the old log.
-        self.log.restart(&self.tree.commit)?;
+        self.log.restart(&self.tree.commit, None)?;
         // What can't be removed now the next save removes.
         let _ = self.prune(&mut state);
+        Ok(report)
+    }
+
+    /// Does `install`, which puts another state in the place of the present, and begins the directory anew with it, as one of the data set
+    /// `dataset`. Up to one moment the directory is that of the state before, from then on that of the new one, whole and durable.
+    ///
+    /// If that fails once the state is installed, the log takes no more, until this is done again (`install` then does nothing) or
+    /// [`restart`](Self::restart).
+    pub(crate) fn begin_anew(
+        &self,
+        dataset: [u8; 16],
+        install: impl FnOnce() -> Result<()>,
+    ) -> Result<SaveReport> {
+        assert_no_latch("a save");
+        // A save that runs is of the state that goes.
+        if let Some(cancel) = &self.ending.lock().cancel {
+            cancel();
+        }
+        let mut state = self.state.lock();
+        let commit = &self.tree.commit;
+        if state.anew.is_none() {
+            self.log.sync(commit, commit.position().seq).map_err(Error::LogFailed)?;
+            self.log.suspend(commit);
+            if let Err(error) = install() {
+                // Nothing has changed.
+                self.log.resume(commit);
+                return Err(error);
+            }
+            state.anew = Some(dataset);
+        }
+        self.begin_installed(&mut state, dataset)
+    }
+
+    /// Makes the directory that of a state that was installed.
+    fn begin_installed(&self, state: &mut State, dataset: [u8; 16]) -> Result<SaveReport> {
+        let directory = &self.log.directory;
+        let (pass, cut) = self.cut()?;
+        let ordinal = self.log.take_ordinal();
+        directory.begin_anew(ordinal, dataset)?;
+        directory.go_on_anew(dataset);
+        // The log first: a snapshot without one would seem to have lost it.
+        let spare = Spare::make(directory, self.log.take_ordinal(), FIRST_SEGMENT_BYTES)?;
+        let report = self.write(state, (pass, cut), ordinal, &self.policy.options, 0)?;
+        state.snapshots.retain(|(other, _)| *other == ordinal);
+        state.anew = None;
+        self.log.restart(&self.tree.commit, Some(spare))?;
+        state.last.log_bytes = self.log.bytes();
+        // What can't be removed now means nothing, and goes when it is opened.
+        let _ = directory.settle_anew();
         Ok(report)
     }
 
     /// Saves all there is and begins a log behind it, in a directory whose files mean nothing any more from then on.
     pub(crate) fn found(&self) -> Result<SaveReport> {
         let mut state = self.state.lock();
-        let (pass, cut) = self.cut()?;
+        let cut = self.cut()?;
         // The log first: without a snapshot that it goes on from nobody opens the directory, and who salvages it again
         // finds the same.
         self.log.begin(&self.tree.commit)?;
-        self.write(&mut state, pass, cut, &self.policy.options, 0)
+        let ordinal = self.ordinal()?;
+        self.write(&mut state, cut, ordinal, &self.policy.options, 0)
     }
 }
 

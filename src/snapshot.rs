@@ -31,6 +31,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn take(engine: &Arc<Engine>) -> Result<Self> {
+        engine.tree().commit.check_fresh()?;
         let still = Still::take(engine.tree(), Holder::Snapshot)?;
         Ok(Self { still: Arc::new(still), engine: Arc::clone(engine) })
     }

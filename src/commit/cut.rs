@@ -20,6 +20,8 @@ pub enum Holder {
     Save,
     /// A range that is being read.
     Range,
+    /// A replica that is sent leaves.
+    Replica,
     /// What a replica goes on to show while the state that its source has sent is put in its place.
     Install,
 }
@@ -32,6 +34,8 @@ pub(crate) struct Cut {
     /// The tick of the last batch that the cut holds.
     pub(crate) tick: u64,
     pub(crate) position: Position,
+    /// That of the records up to there.
+    pub(crate) chain: u32,
     /// The histories that led there; the last ends at `position`, whatever it says.
     line: Arc<Vec<Span>>,
     /// What names mean in it.
@@ -118,6 +122,7 @@ impl Commit {
             id: state.cuts_taken,
             tick,
             position: state.position,
+            chain: state.chain(),
             line: Arc::clone(&state.line),
             // Changed under the lock that is held.
             view: self.view(),

@@ -65,6 +65,8 @@ pub(crate) struct Commit {
     /// The tick of the last state that was installed and went back: what leaves say of their last change means nothing to cuts
     /// before it. Stored before that begins, read under a leaf's latch, likewise.
     rewound_tick: AtomicU64,
+    /// From when on a replica that is out of touch refuses reads, in milliseconds as the clock of this process counts them.
+    refuse_from_ms: AtomicU64,
     has_history: AtomicBool,
     /// As the role, for who wants to know before anything else.
     ///
@@ -107,10 +109,14 @@ struct State {
     closed: bool,
     /// Records on their way to the log, if there is one.
     tail: Option<Tail>,
+    /// Where there is no log: the chain up to the last batch that came with a record.
+    chain: u32,
     /// Why the log takes no more.
     log_failure: Option<LogFailure>,
     /// Saves fail, and writes are to be refused for that.
     saves_fail: bool,
+    /// So many replicas are in touch, which are fewer than are needed for writes.
+    too_few_replicas: Option<(usize, usize)>,
 }
 
 #[derive(Debug, Default)]
@@ -160,6 +166,21 @@ impl Drop for Ticket<'_> {
     }
 }
 
+/// Where a database stands between two batches.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    pub(crate) position: Position,
+    /// The histories that led there; the last ends at `position`.
+    pub(crate) lineage: Vec<Span>,
+    /// That of the records up to there.
+    pub(crate) chain: u32,
+    pub(crate) time_ms: u64,
+    pub(crate) totals: Totals,
+    pub(crate) role: Role,
+    /// The last history is this run's own.
+    pub(crate) has_written: bool,
+}
+
 /// What a writer has prepared and listed before it asks for its place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prepared {
@@ -179,6 +200,8 @@ pub(crate) enum Refused {
     NewCut,
     /// The log's tail has no room for a record of so many bytes.
     NoRoom(u64),
+    /// Since a moment ago there is a log, and the batch has no body for it.
+    Unencoded,
     /// The database is closed, poisoned, or a keyspace is gone.
     Error(Error),
 }
@@ -187,6 +210,8 @@ pub(crate) enum Refused {
 pub(crate) enum Denied {
     /// As [`Refused::NoRoom`]: to be made, and the write begun again.
     NoRoom(u64),
+    /// As [`Refused::Unencoded`]: the write is begun again.
+    Unencoded,
     Error(Error),
 }
 
@@ -210,6 +235,7 @@ impl State {
             Body::Forwarded(record) => {
                 self.position.seq = record.header.seq;
                 self.last_time_ms = self.last_time_ms.max(record.header.time_ms);
+                self.chain = record.header.chain;
                 if let Some(tail) = &mut self.tail {
                     tail.forward(record);
                 }
@@ -229,6 +255,11 @@ impl State {
 }
 
 impl State {
+    /// The chain up to the last batch.
+    fn chain(&self) -> u32 {
+        self.tail.as_ref().map_or(self.chain, Tail::chain)
+    }
+
     /// Keeps a keyspace's totals, which are about to change, if the newest live cut needs them.
     fn keep_totals(&mut self, slot: KeyspaceSlot, newest: Option<u64>) {
         let keyspace = &mut self.keyspaces[slot.0 as usize];
@@ -285,8 +316,10 @@ impl Commit {
                 role: Role::Primary,
                 closed: false,
                 tail: None,
+                chain: 0,
                 log_failure: None,
                 saves_fail: false,
+                too_few_replicas: None,
             }),
             newest_code: AtomicU64::new(0),
             newest_id: AtomicU64::new(0),
@@ -294,6 +327,7 @@ impl Commit {
             view: AtomicU64::new(0),
             shown_tick: AtomicU64::new(0),
             rewound_tick: AtomicU64::new(0),
+            refuse_from_ms: AtomicU64::new(0),
             has_history: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
             room: OnceLock::new(),
@@ -308,8 +342,38 @@ impl Commit {
 
     /// From now on every batch has a record, which goes behind the chain `chain`. Called once, before anyone writes.
     pub(crate) fn attach_log(&self, chain: u32, room: Arc<dyn Room>) {
-        self.state.lock().tail = Some(Tail::new(chain));
+        let mut state = self.state.lock();
         assert!(self.room.set(room).is_ok(), "a database has one log");
+        state.chain = chain;
+        state.tail = Some(Tail::new(chain));
+    }
+
+    /// As [`attach_log`](Self::attach_log) while others write: the log that `make` makes goes on from what it is shown. If there is one,
+    /// nothing is done.
+    pub(crate) fn attach_log_now(&self, make: impl FnOnce(Base) -> Arc<dyn Room>) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if self.room.get().is_some() {
+            return;
+        }
+        let (position, time_ms) = (state.position, state.last_time_ms);
+        let room = make(Base { position, time_ms, chain: state.chain });
+        assert!(self.room.set(room).is_ok(), "set under this lock alone");
+        state.tail = Some(Tail::new(state.chain));
+    }
+
+    /// Where the present stands.
+    pub(crate) fn standing(&self) -> Standing {
+        let state = self.state.lock();
+        Standing {
+            position: state.position,
+            lineage: lineage(&state.line, state.position.seq),
+            chain: state.chain(),
+            time_ms: state.last_time_ms,
+            totals: state.totals,
+            role: state.role,
+            has_written: self.has_history() && state.drawn.is_none(),
+        }
     }
 
     /// Whether batches need a [body](Body::Logged).
@@ -318,14 +382,15 @@ impl Commit {
         self.room.get().is_some()
     }
 
-    /// Does `write` until it is not in want of room in the log's tail.
+    /// Does `write` until it is not in want of room in the log's tail. `None` if it must be begun again with a [body](Body::Logged).
     pub(crate) fn with_room<T>(
         &self,
         mut write: impl FnMut() -> std::result::Result<T, Denied>,
-    ) -> Result<T> {
+    ) -> Result<Option<T>> {
         loop {
             match write() {
-                Ok(done) => return Ok(done),
+                Ok(done) => return Ok(Some(done)),
+                Err(Denied::Unencoded) => return Ok(None),
                 Err(Denied::Error(error)) => return Err(error),
                 Err(Denied::NoRoom(len)) => {
                     let room = self.room.get().expect("only a log can want room");
@@ -366,6 +431,11 @@ impl Commit {
     /// Whether writes are refused because saves fail.
     pub(crate) fn set_saves_fail(&self, fail: bool) {
         self.state.lock().saves_fail = fail;
+    }
+
+    /// Whether writes are refused because too few replicas are in touch: how many are, and how many are needed.
+    pub(crate) fn set_too_few_replicas(&self, too_few: Option<(usize, usize)>) {
+        self.state.lock().too_few_replicas = too_few;
     }
 
     /// The log takes no more: writes are refused, reads go on. What waits in the tail stays there.
@@ -453,6 +523,13 @@ impl Commit {
         Ok(())
     }
 
+    /// This run's history is somebody else's as well: the next batch begins another.
+    pub(crate) fn leave_history(&self) {
+        let mut state = self.state.lock();
+        state.drawn = None;
+        self.has_history.store(false, Ordering::Relaxed);
+    }
+
     /// What the database does from now on.
     pub(crate) fn set_role(&self, role: Role) {
         let mut state = self.state.lock();
@@ -491,10 +568,13 @@ impl Commit {
         // Totals are kept for every live cut.
         let newest_of_all = state.cuts.last().map(|cut| cut.tick);
         let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
-        if let Some(tail) = &state.tail
-            && let Some(wanted) = tail.wants(body, state.drawn.is_some())
-        {
-            return Err(Refused::NoRoom(wanted));
+        if let Some(tail) = &state.tail {
+            if matches!(body, Body::Unlogged) {
+                return Err(Refused::Unencoded);
+            }
+            if let Some(wanted) = tail.wants(body, state.drawn.is_some()) {
+                return Err(Refused::NoRoom(wanted));
+            }
         }
         if let Some(slot) = prepared.drops {
             state.keyspaces[slot.0 as usize].dropped = true;
@@ -517,6 +597,11 @@ impl Commit {
         }
         if let Some(failure) = &state.log_failure {
             return Err(Error::LogFailed(failure.clone()));
+        }
+        if let Some((connected, needed)) = state.too_few_replicas
+            && !is_given
+        {
+            return Err(Error::TooFewReplicas { connected, needed });
         }
         if state.saves_fail {
             return Err(Error::SavesFail);

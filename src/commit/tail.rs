@@ -41,7 +41,6 @@ impl Body {
 #[derive(Debug)]
 pub(crate) struct Forwarded {
     pub(crate) header: RecordHeader,
-    /// Empty where there is no log.
     pub(crate) body: Vec<u8>,
 }
 
@@ -214,6 +213,11 @@ impl Tail {
         self.limit = self.limit.saturating_sub(self.len);
         self.len = 0;
         (std::mem::replace(&mut self.bytes, empty), std::mem::take(&mut self.linked))
+    }
+
+    /// What follows goes behind other records.
+    pub(crate) fn go_on_from(&mut self, chain: u32) {
+        self.chain = chain;
     }
 
     /// The chain up to the last record.

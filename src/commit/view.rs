@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Commit, Cut, Holder, KeyspaceSlot, Span, Totals};
+use crate::clock::uptime_ms;
 use crate::planted::{Bug, planted};
 use crate::position::Position;
 use crate::sync::Ordering;
@@ -15,6 +16,8 @@ pub(crate) struct Installed {
     pub(crate) position: Position,
     pub(crate) time_ms: u64,
     pub(crate) lineage: Vec<Span>,
+    /// That of the records up to there.
+    pub(crate) chain: u32,
     pub(crate) totals: Totals,
     /// Those of each keyspace that there is.
     pub(crate) keyspaces: Vec<(KeyspaceSlot, Totals)>,
@@ -36,6 +39,8 @@ impl View {
     const POISONED: u64 = 1;
     /// Leaves hold what is not to be seen yet: the present is read at a tick before.
     const INSTALLING: u64 = 2;
+    /// A replica lost touch with its source, and refuses reads some time after that.
+    const OUT_OF_TOUCH: u64 = 4;
     const FLAGS: u64 = 7;
     const GENERATION: u64 = 8;
 
@@ -85,6 +90,7 @@ impl Commit {
             if now & !View::FLAGS != view.0 {
                 return Err(Error::NoKeyspace);
             }
+            self.check_in_touch(now)?;
             if now & View::INSTALLING == 0 {
                 return Ok(None);
             }
@@ -92,6 +98,35 @@ impl Commit {
             // Else it may be that of another time.
             if self.view.load(Ordering::Acquire) == now {
                 return Ok(Some(tick));
+            }
+        }
+    }
+
+    /// Refuses who wants to read what may be too old.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub(crate) fn check_fresh(&self) -> Result<()> {
+        self.check_in_touch(self.view.load(Ordering::Acquire))
+    }
+
+    fn check_in_touch(&self, view: u64) -> Result<()> {
+        // Relaxed: stored before the flag that was seen is set.
+        let is_refused = view & View::OUT_OF_TOUCH != 0
+            && uptime_ms() >= self.refuse_from_ms.load(Ordering::Relaxed);
+        if is_refused { Err(Error::Stale) } else { Ok(()) }
+    }
+
+    /// Reads are refused from this time on; without, they aren't.
+    pub(crate) fn refuse_reads_from(&self, uptime_ms: Option<u64>) {
+        let _state = self.state.lock();
+        match uptime_ms {
+            Some(from) => {
+                self.refuse_from_ms.store(from, Ordering::Relaxed);
+                self.view.fetch_or(View::OUT_OF_TOUCH, Ordering::AcqRel);
+            }
+            None => {
+                self.view.fetch_and(!View::OUT_OF_TOUCH, Ordering::AcqRel);
             }
         }
     }
@@ -130,7 +165,7 @@ impl Commit {
 
     /// Shows the state that was installed.
     pub(crate) fn end_install(&self, installed: Installed) {
-        let Installed { position, time_ms, lineage, totals, keyspaces, dropped, renames } =
+        let Installed { position, time_ms, lineage, chain, totals, keyspaces, dropped, renames } =
             installed;
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -138,6 +173,10 @@ impl Commit {
         state.position = position;
         state.last_time_ms = state.last_time_ms.max(time_ms);
         state.line = Arc::new(lineage);
+        state.chain = chain;
+        if let Some(tail) = &mut state.tail {
+            tail.go_on_from(chain);
+        }
         state.drawn = None;
         self.has_history.store(false, Ordering::Relaxed);
         state.totals = totals;

@@ -304,6 +304,41 @@ pub(crate) const IDENTITY_LEN: usize = 64;
 const IDENTITY_CRC_AT: usize = 60;
 const IDENTITY_MAGIC: [u8; 8] = *b"\x89STI\r\n\x1a\n";
 
+/// The file that says where a directory began anew, with a state that came from elsewhere.
+///
+/// It counts from the moment on at which that snapshot has its name, and no sooner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Anew {
+    /// The ordinal of the snapshot: no file of a lower one means anything.
+    pub(crate) snapshot: u64,
+    /// The data set from there on.
+    pub(crate) dataset: [u8; 16],
+}
+
+pub(crate) const ANEW_LEN: usize = 48;
+const ANEW_CRC_AT: usize = 44;
+const ANEW_MAGIC: [u8; 8] = *b"\x89STA\r\n\x1a\n";
+
+impl Anew {
+    pub(crate) fn encode(&self) -> [u8; ANEW_LEN] {
+        let mut out = Vec::with_capacity(ANEW_LEN);
+        out.extend_from_slice(&ANEW_MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.snapshot.to_le_bytes());
+        out.extend_from_slice(&self.dataset);
+        seal(out, ANEW_CRC_AT)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
+        let mut d = Decoder::new(bytes);
+        check_head(&mut d, ANEW_MAGIC)?;
+        let (snapshot, dataset) = (d.u64("ordinal of a snapshot")?, d.array("data set")?);
+        check_seal(&mut d, bytes, ANEW_CRC_AT, "where it began anew")?;
+        Ok(Anew { snapshot, dataset })
+    }
+}
+
 impl Identity {
     pub(crate) fn encode(&self) -> [u8; IDENTITY_LEN] {
         let mut out = Vec::with_capacity(IDENTITY_LEN);

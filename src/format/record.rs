@@ -15,7 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) const RECORD_HEADER_LEN: usize = 32;
 /// The longest body.
-pub(crate) const MAX_BODY_LEN: usize = 0x7FFF_FFFF;
+pub(crate) const MAX_BODY_LEN: usize = MAX_BODY_LEN_U32 as usize;
+pub(crate) const MAX_BODY_LEN_U32: u32 = 0x7FFF_FFFF;
 
 const CHAIN_AT: usize = 28;
 

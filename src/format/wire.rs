@@ -169,8 +169,8 @@ pub(crate) struct Hello {
     pub(crate) durable: Seq,
     /// Entries one holds.
     pub(crate) records: u64,
-    /// The chain up to one's last batch, if one knows it.
-    pub(crate) chain: Option<u32>,
+    /// The chain up to one's last batch.
+    pub(crate) chain: u32,
     pub(crate) is_primary: bool,
     /// The last history of one's line is this run's own.
     pub(crate) has_written: bool,
@@ -194,9 +194,9 @@ impl Hello {
         for field in [self.term, self.durable.0, self.records] {
             out.extend_from_slice(&field.to_le_bytes());
         }
-        let flags = [self.is_primary, self.has_written, self.is_unsettled, self.chain.is_some()];
+        let flags = [self.is_primary, self.has_written, self.is_unsettled];
         let flags = flags.iter().rev().fold(0, |flags: u32, flag| flags << 1 | u32::from(*flag));
-        for field in [self.chain.unwrap_or(0), flags, self.max_body_len, 0] {
+        for field in [self.chain, flags, self.max_body_len, 0] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         for len in [self.path.len(), self.lineage.len(), self.name.len(), 0] {
@@ -212,10 +212,8 @@ impl Hello {
         let (node, dataset) = (d.array("node")?, d.array("data set")?);
         let (term, durable) = (d.u64("term")?, d.seq("durable seq")?);
         let records = d.u64("records")?;
-        let chain_at = d.at();
         let chain = d.u32("chain")?;
-        let flags = d.u32_in("flags of a hello", 0, 15)?;
-        let chain = take_chain(chain_at, chain, flags & 8 != 0)?;
+        let flags = d.u32_in("flags of a hello", 0, 7)?;
         let max_body_len = d.u32_in("longest record", 1, super::record::MAX_BODY_LEN)?;
         d.zeros("reserved bytes of a hello", 4)?;
         let path_len = d.u32_in("length of the path", 0, MAX_PATH_LEN)?;
@@ -374,7 +372,7 @@ pub(crate) struct CutMessage {
     pub(crate) fingerprint: u64,
     /// What of the line is durable on its primary, as far as is known.
     pub(crate) durable: Seq,
-    pub(crate) chain: Option<u32>,
+    pub(crate) chain: u32,
     /// The line up to the state; empty if that is nothing.
     pub(crate) lineage: Vec<Span>,
 }
@@ -385,7 +383,7 @@ impl CutMessage {
             out.extend_from_slice(&field.to_le_bytes());
         }
         let spans = u32::try_from(self.lineage.len()).unwrap_or(u32::MAX);
-        for field in [self.chain.unwrap_or(0), self.chain.is_some().into(), spans, 0] {
+        for field in [self.chain, spans] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         self.lineage.iter().for_each(|span| span.put(out));
@@ -396,12 +394,8 @@ impl CutMessage {
         let (number, time_ms) = (d.u64("number of an ask")?, d.u64("time")?);
         let (records, fingerprint) = (d.u64("records")?, d.u64("fingerprint")?);
         let durable = d.seq("durable seq")?;
-        let chain_at = d.at();
         let chain = d.u32("chain")?;
-        let is_known = d.u32_in("whether the chain is known", 0, 1)? == 1;
-        let chain = take_chain(chain_at, chain, is_known)?;
         let spans = d.count("lineage spans", SPAN_LEN)?;
-        d.zeros("reserved bytes of a cut", 4)?;
         let lineage = take_lineage(&mut d, spans)?;
         d.finish("cut")?;
         Ok(CutMessage { number, time_ms, records, fingerprint, durable, chain, lineage })
@@ -456,6 +450,34 @@ impl Mark {
         let time_ms = d.u64("time")?;
         d.finish("mark")?;
         Ok(Mark { position, fingerprint, durable, time_ms })
+    }
+}
+
+/// That one is there, and how far one is: sent past all that waits. What a replica is to add up to a [`Mark`] says, in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Beat {
+    /// The last batch.
+    pub(crate) seq: Seq,
+    /// By the clock of the primary, as far as it is known.
+    pub(crate) time_ms: u64,
+    /// Somebody waits until what is sent is on the other's disk.
+    pub(crate) wants_durable: bool,
+}
+
+impl Beat {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        for field in [self.seq.0, self.time_ms, self.wants_durable.into()] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
+        let mut d = Decoder::new(bytes);
+        let (seq, time_ms) = (d.seq("seq")?, d.u64("time")?);
+        let wants_durable = d.u32_in("whether durability is wanted", 0, 1)? == 1;
+        d.zeros("reserved bytes of a beat", 4)?;
+        d.finish("beat")?;
+        Ok(Beat { seq, time_ms, wants_durable })
     }
 }
 
@@ -556,14 +578,6 @@ impl Bye {
     }
 }
 
-/// A chain that is not known is 0.
-fn take_chain(at: usize, chain: u32, is_known: bool) -> Decoded<Option<u32>> {
-    if !is_known {
-        equal(at, "chain", chain.into(), 0)?;
-    }
-    Ok(is_known.then_some(chain))
-}
-
 /// Takes spans that follow one another. Some between them may have been dropped.
 fn take_lineage(d: &mut Decoder<'_>, spans: usize) -> Decoded<Vec<Span>> {
     let mut lineage: Vec<Span> = Vec::with_capacity(spans);
@@ -622,7 +636,7 @@ mod tests {
             term: 3,
             durable: Seq(4),
             records: 5,
-            chain: Some(6),
+            chain: 6,
             is_primary: false,
             has_written: true,
             is_unsettled: false,
@@ -649,7 +663,7 @@ mod tests {
             records: 3,
             fingerprint: 4,
             durable: Seq(5),
-            chain: None,
+            chain: 0,
             lineage: vec![span(1, 1, 5)],
         }
     }

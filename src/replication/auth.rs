@@ -26,11 +26,11 @@ const CONTEXT: &[u8] = b"stillframe link 1";
 ///
 /// Its `Debug` tells nothing.
 #[derive(Clone)]
-pub(crate) struct LinkKey([u8; 32]);
+pub struct LinkKey([u8; 32]);
 
 impl LinkKey {
     /// The key of these bytes, which must come from a generator of random ones: a password can be guessed by who listens.
-    pub(crate) fn new(bytes: [u8; 32]) -> Self {
+    pub fn new(bytes: [u8; 32]) -> Self {
         LinkKey(bytes)
     }
 

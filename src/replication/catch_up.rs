@@ -5,6 +5,7 @@
 //! [fork](super::line::fork).
 
 use super::line::{end, fork, term};
+use crate::error::SyncRefused;
 use crate::format::snapshot::Span;
 use crate::position::Seq;
 
@@ -115,39 +116,11 @@ pub(crate) enum Consent {
     SaveAside,
 }
 
-/// Why a replica does not follow a source by itself. Only its user can say otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The source lacks batches that it had told were durable: it lost its disk, or is a restored backup.
-    WentBack {
-        /// The last batch that it said was durable.
-        durable: Seq,
-        /// The last batch that both have.
-        fork: Seq,
-    },
-    /// Both have written since they parted.
-    SplitBrain {
-        /// The last batch that both have.
-        fork: Seq,
-    },
-    /// The source never had anything in common with the replica.
-    Stranger,
-    /// The source holds nothing, the replica does.
-    EmptyPrimary,
-    /// The source is of an older term than one that the replica has heard of: another was promoted since.
-    OldTerm {
-        /// The highest term that was heard of.
-        known: u64,
-        /// The source's.
-        offered: u64,
-    },
-}
-
 /// Whether a replica follows a source of the line `source`, giving up what it has beyond their fork.
 pub(crate) fn consent(
     replica: &Replica<'_>,
     source: &[Span],
-) -> std::result::Result<Consent, Refusal> {
+) -> std::result::Result<Consent, SyncRefused> {
     let (known, offered) = (replica.term.max(term(replica.line)), term(source));
     let at = fork(replica.line, source);
     let loses = match at {
@@ -156,17 +129,17 @@ pub(crate) fn consent(
     };
     if !loses {
         return if offered < known && !source.is_empty() {
-            Err(Refusal::OldTerm { known, offered })
+            Err(SyncRefused::OldTerm { known, offered })
         } else {
             Ok(Consent::Nothing)
         };
     }
     if source.is_empty() {
-        return Err(Refusal::EmptyPrimary);
+        return Err(SyncRefused::EmptyPrimary);
     }
-    let Some(at) = at else { return Err(Refusal::Stranger) };
+    let Some(at) = at else { return Err(SyncRefused::Stranger) };
     if offered < known {
-        return Err(Refusal::OldTerm { known, offered });
+        return Err(SyncRefused::OldTerm { known, offered });
     }
     if offered > known {
         return Ok(Consent::SaveAside);
@@ -174,10 +147,10 @@ pub(crate) fn consent(
     let mut beyond = replica.line.iter().chain(source).filter(|span| span.end > at);
     let writer = beyond.next().map(|span| span.writer);
     if !beyond.all(|span| Some(span.writer) == writer) {
-        return Err(Refusal::SplitBrain { fork: at });
+        return Err(SyncRefused::SplitBrain { fork: at });
     }
     if at < replica.durable {
-        return Err(Refusal::WentBack { durable: replica.durable, fork: at });
+        return Err(SyncRefused::WentBack { durable: replica.durable, fork: at });
     }
     Ok(Consent::SaveAside)
 }
@@ -343,7 +316,7 @@ mod tests {
             replica: &[Span],
             (term, durable): (u64, u64),
             source: &[Span],
-            expected: std::result::Result<Consent, Refusal>,
+            expected: std::result::Result<Consent, SyncRefused>,
         ) {
             let (durable, holds_data) = (Seq(durable), !replica.is_empty());
             let replica = Replica { line: replica, term, durable, holds_data };
@@ -362,7 +335,7 @@ mod tests {
         // The unsynced tail of a primary that lost power.
         check(&old, (0, 9), &restarted, Ok(Consent::SaveAside));
         // More than an unsynced tail.
-        let refusal = Refusal::WentBack { durable: Seq(10), fork: at };
+        let refusal = SyncRefused::WentBack { durable: Seq(10), fork: at };
         check(&old, (0, 10), &restarted, Err(refusal));
         // Somebody was promoted: that was decided.
         let promoted = [old[0], span(2, Q, 1, 10, 20)];
@@ -370,11 +343,11 @@ mod tests {
         check(&old, (0, 12), &promoted, Ok(Consent::SaveAside));
         // Two wrote in one term.
         let other = [Span { end: at, ..old[0] }, span(2, Q, 0, 10, 20)];
-        check(&old, (0, 9), &other, Err(Refusal::SplitBrain { fork: at }));
-        check(&old, (0, 12), &line(&[(7, 30)]), Err(Refusal::Stranger));
-        check(&old, (0, 12), &[], Err(Refusal::EmptyPrimary));
+        check(&old, (0, 9), &other, Err(SyncRefused::SplitBrain { fork: at }));
+        check(&old, (0, 12), &line(&[(7, 30)]), Err(SyncRefused::Stranger));
+        check(&old, (0, 12), &[], Err(SyncRefused::EmptyPrimary));
         // It was told of a promotion that this source has not heard of.
-        let refusal = Refusal::OldTerm { known: 2, offered: 0 };
+        let refusal = SyncRefused::OldTerm { known: 2, offered: 0 };
         check(&old, (2, 9), &restarted, Err(refusal));
         check(&line(&[(1, 9)]), (2, 9), &restarted, Err(refusal));
     }

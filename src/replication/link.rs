@@ -7,7 +7,8 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+pub(crate) use std::net::SocketAddr;
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -113,6 +114,11 @@ impl Link {
     pub fn named(mut self, peer: impl Into<String>) -> Self {
         self.halves.peer = peer.into();
         self
+    }
+
+    /// Who is at the other end, for people.
+    pub(crate) fn peer(&self) -> &str {
+        &self.halves.peer
     }
 
     /// Both ends of a link within this process. Each direction holds up to 1 MiB that was written and not read, then a writer waits.

@@ -16,6 +16,11 @@ impl Needs {
         Self { ranges: vec![(Vec::new(), need)] }
     }
 
+    /// Those of ranges that tile the key space, each by its start.
+    pub(crate) fn of_ranges(ranges: Vec<(Vec<u8>, Need)>) -> Self {
+        Self { ranges }
+    }
+
     /// Of `[low, high)` something else than before. Ranges are set in ascending order, none twice.
     pub(crate) fn set(&mut self, low: &[u8], high: Option<&[u8]>, need: Need) {
         let Some((start, after)) = self.ranges.last().cloned() else { return };
@@ -43,6 +48,31 @@ impl Needs {
                 Need::Anything => true,
                 Need::NewerThan(seq) => stamp > *seq,
             })
+    }
+
+    /// As these, but below each of `zones`, by where it ends, what changed after its batch; they are given with the one that reaches
+    /// farthest first, and of two the later counts. One without an end covers all keys.
+    pub(crate) fn within_zones<'a>(
+        &self,
+        zones: impl IntoIterator<Item = (Option<&'a [u8]>, Seq)>,
+    ) -> Self {
+        let mut needs = self.clone();
+        for (end, seq) in zones {
+            let need = Need::NewerThan(seq);
+            let Some(end) = end else {
+                needs = Self::everywhere(need);
+                continue;
+            };
+            let behind = needs.ranges.partition_point(|(start, _)| &start[..] <= end);
+            // The one that reaches across the end goes on behind it.
+            let mut rest = needs.ranges.split_off(behind);
+            let across = needs.ranges.last().map(|(_, need)| *need);
+            needs.ranges = vec![(Vec::new(), need)];
+            let across = across.filter(|across| *across != need);
+            needs.ranges.extend(across.map(|across| (end.to_vec(), across)));
+            needs.ranges.append(&mut rest);
+        }
+        needs
     }
 
     /// Where each range starts, and what is needed of it.

@@ -10,16 +10,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::group::lock;
 use super::salvage::set_aside;
 use super::{Disk, DiskFile, directory_of, read_exact_at, temporary_path, write_all_at};
 use crate::clock::random_id;
 use crate::error::{Error, Result};
-use crate::format::log::{IDENTITY_LEN, Identity};
+use crate::format::log::{ANEW_LEN, Anew, IDENTITY_LEN, Identity};
 use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 
 pub(crate) const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
+const ANEW: &str = "anew";
 
 /// What a name in the directory stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +29,8 @@ pub(crate) enum FileKind {
     Segment(u64),
     Snapshot(u64),
     Identity,
+    /// Where it began anew.
+    Anew,
     Lock,
     /// Left by someone who was interrupted.
     Temporary,
@@ -45,6 +49,7 @@ impl FileKind {
         match name {
             LOCK => FileKind::Lock,
             IDENTITY => FileKind::Identity,
+            ANEW => FileKind::Anew,
             _ if planted(Bug::TemporaryTaken) && name.ends_with(".tmp") => {
                 let whole = name.get(1..).and_then(|name| name.split('.').next());
                 let ordinal = whole.and_then(|ordinal| ordinal.parse().ok());
@@ -73,7 +78,7 @@ impl FileKind {
 pub(crate) struct Directory {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) path: PathBuf,
-    pub(crate) identity: Identity,
+    identity: Mutex<Identity>,
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
     /// Whether it was not there before [`make`](Self::make).
     is_made: bool,
@@ -125,13 +130,15 @@ impl Directory {
             }
             identity => identity?,
         };
-        Ok(Self {
+        let directory = Self {
             disk,
             path: path.to_owned(),
-            identity,
+            identity: Mutex::new(identity),
             lock: Mutex::new(Some(lock)),
             is_made: false,
-        })
+        };
+        directory.take_over_anew()?;
+        Ok(directory)
     }
 
     /// The directory to be looked into: it is not locked, may belong to another process, and nothing in it is changed.
@@ -141,8 +148,10 @@ impl Directory {
     pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path) -> Result<Self> {
         let own = path.join(IDENTITY);
         let file = disk.open(&own).map_err(|source| Error::io("open", &own, source))?;
-        let identity = read_identity(&*file, &own)?;
-        Ok(Self { disk, path: path.to_owned(), identity, lock: Mutex::new(None), is_made: false })
+        let (identity, path) = (Mutex::new(read_identity(&*file, &own)?), path.to_owned());
+        let directory = Self { disk, path, identity, lock: Mutex::new(None), is_made: false };
+        directory.take_over_anew()?;
+        Ok(directory)
     }
 
     /// Makes a new directory, which becomes a database by [`found`](Self::found) and is nobody else's until then.
@@ -169,7 +178,7 @@ impl Directory {
         let lock = disk.lock(&lock_path).map_err(|source| Error::io("lock", &lock_path, source));
         let made = lock.and_then(|lock| {
             let lock = Mutex::new(Some(lock.ok_or(Error::Locked { path: lock_path })?));
-            let identity = Identity { dataset, node: random_id()?, is_copy: true };
+            let identity = Mutex::new(Identity { dataset, node: random_id()?, is_copy: true });
             let (disk, path) = (Arc::clone(&disk), path.to_owned());
             Ok(Self { disk, path, identity, lock, is_made })
         });
@@ -196,7 +205,83 @@ impl Directory {
     }
 
     fn write_identity(&self) -> Result<()> {
-        create_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity.encode())
+        create_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity().encode())
+    }
+
+    /// Whose directory it is.
+    pub(crate) fn identity(&self) -> Identity {
+        *lock(&self.identity)
+    }
+
+    /// From now on it follows another: nothing of its own is to be written behind what it was copied from.
+    pub(crate) fn follows(&self) -> Result<()> {
+        if !self.identity().is_copy {
+            return Ok(());
+        }
+        lock(&self.identity).is_copy = false;
+        self.write_identity()
+    }
+
+    /// Where it began anew, if the snapshot is there with which it did.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Corrupt`].
+    pub(crate) fn anew(&self) -> Result<Option<Anew>> {
+        let Some(anew) = self.read_anew()? else { return Ok(None) };
+        let snapshot = FileKind::Snapshot(anew.snapshot);
+        Ok(self.list()?.iter().any(|(_, kind)| *kind == snapshot).then_some(anew))
+    }
+
+    fn read_anew(&self) -> Result<Option<Anew>> {
+        let path = self.path.join(ANEW);
+        let file = match self.disk.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|source| Error::io("open", &path, source))?,
+        };
+        let bytes = read_small(&*file, &path, ANEW_LEN)?;
+        Anew::decode(&bytes).map(Some).map_err(|d| Error::corrupt(&path, d.at, d.fault))
+    }
+
+    fn take_over_anew(&self) -> Result<()> {
+        if let Some(anew) = self.anew()? {
+            let mut identity = lock(&self.identity);
+            (identity.dataset, identity.is_copy) = (anew.dataset, false);
+        }
+        Ok(())
+    }
+
+    /// As soon as there is a snapshot of this ordinal, no file before it means anything, and the data set is `dataset`.
+    pub(crate) fn begin_anew(&self, snapshot: u64, dataset: [u8; 16]) -> Result<()> {
+        // Of two times that it began anew one alone is told of.
+        self.settle_anew()?;
+        create_whole(&*self.disk, &self.path.join(ANEW), &Anew { snapshot, dataset }.encode())
+    }
+
+    /// Takes up what is to count from the snapshot on, which is there.
+    pub(crate) fn go_on_anew(&self, dataset: [u8; 16]) {
+        let mut identity = lock(&self.identity);
+        (identity.dataset, identity.is_copy) = (dataset, false);
+    }
+
+    /// If it began anew: removes what was before, and then what says so. Interrupted at any point it is as it was.
+    pub(crate) fn settle_anew(&self) -> Result<()> {
+        if self.read_anew()?.is_none() {
+            return Ok(());
+        }
+        if let Some(anew) = self.anew()? {
+            for (name, kind) in self.list()? {
+                let (FileKind::Segment(ordinal) | FileKind::Snapshot(ordinal)) = kind else {
+                    continue;
+                };
+                if ordinal < anew.snapshot {
+                    self.remove(&self.path.join(name))?;
+                }
+            }
+            self.sync()?;
+            self.write_identity()?;
+        }
+        self.remove(&self.path.join(ANEW))?;
+        self.sync()
     }
 
     /// Makes durable what was put there, and then the identity, without which it can't be opened.
@@ -224,7 +309,7 @@ impl Directory {
 
     /// Whether who opens it may write on from a line of these histories.
     pub(crate) fn may_write(&self, lineage: &[Span]) -> bool {
-        let Identity { node, is_copy, .. } = self.identity;
+        let Identity { node, is_copy, .. } = self.identity();
         lineage.last().is_none_or(|last| last.writer == node || is_copy)
     }
 
@@ -290,12 +375,18 @@ fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
 }
 
 fn read_identity(file: &dyn DiskFile, path: &Path) -> Result<Identity> {
+    let bytes = read_small(file, path, IDENTITY_LEN)?;
+    Identity::decode(&bytes).map_err(|d| Error::corrupt(path, d.at, d.fault))
+}
+
+/// Reads a file that should be of `len` bytes, or one more of them.
+fn read_small(file: &dyn DiskFile, path: &Path, len: usize) -> Result<Vec<u8>> {
     let told = |source| Error::io("read", path, source);
-    let len = file.len().map_err(told)?.min(IDENTITY_LEN as u64 + 1);
-    #[expect(clippy::cast_possible_truncation, reason = "as long as an identity at most")]
+    let len = file.len().map_err(told)?.min(len as u64 + 1);
+    #[expect(clippy::cast_possible_truncation, reason = "little more than was asked for")]
     let mut bytes = vec![0; len as usize];
     read_exact_at(file, &mut bytes, 0).map_err(told)?;
-    Identity::decode(&bytes).map_err(|d| Error::corrupt(path, d.at, d.fault))
+    Ok(bytes)
 }
 
 /// Makes a small file that is whole and durable before it has its name.
@@ -364,9 +455,9 @@ mod tests {
         let claim = || Directory::claim(Arc::new(disk.clone()), dir);
         let first = claim().unwrap();
         assert!(matches!(claim(), Err(Error::Locked { .. })));
-        let identity = first.identity;
+        let identity = first.identity();
         drop(first);
-        assert_eq!(claim().unwrap().identity, identity);
+        assert_eq!(claim().unwrap().identity(), identity);
 
         disk.edit(&dir.join("identity"), |bytes| bytes[20] ^= 1).unwrap();
         assert!(matches!(claim(), Err(Error::Corrupt { offset: 60, .. })));

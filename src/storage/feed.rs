@@ -44,6 +44,19 @@ struct Reading {
     wanted: usize,
 }
 
+/// What a feed shows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Shown<'a> {
+    Record {
+        header: &'a RecordHeader,
+        body: &'a [u8],
+    },
+    /// All up to here sums up to this.
+    Mark {
+        fingerprint: u64,
+    },
+}
+
 /// How reading went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fed {
@@ -66,10 +79,11 @@ impl Feed {
         let base = Base { position, ..Base::default() };
         let mut feed = Self { log: Arc::clone(log), restarts, segment: None, base };
         if !feed.find()? {
-            return Ok((log.written() == after).then_some(feed));
+            feed.base = log.base();
+            return Ok((feed.base.position.seq == after).then_some(feed));
         }
         while feed.base.position.seq < after {
-            match feed.next(after, PIECE, &mut |_, _| ())? {
+            match feed.next(after, PIECE, &mut |_| ())? {
                 Fed::Gone => return Ok(None),
                 // It ends before.
                 Fed::All if feed.base.position.seq < after => return Ok(None),
@@ -84,12 +98,18 @@ impl Feed {
         self.base.position
     }
 
+    /// Bytes of the log that come next, about.
+    pub(crate) fn bytes_ahead(&self) -> u64 {
+        let at = self.segment.as_ref().map_or((0, 0), |reading| (reading.ordinal, reading.offset));
+        self.log.bytes_behind(at.0, at.1)
+    }
+
     /// The chain up to it.
     pub(crate) fn chain(&self) -> u32 {
         self.base.chain
     }
 
-    /// Shows the records that follow, with their bodies, up to some `most` bytes of them, none behind `last`.
+    /// Shows the records that follow, up to some `most` bytes of them, none behind `last`; and what lies between them.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Corrupt`]: nothing that is not proven is shown.
@@ -97,7 +117,7 @@ impl Feed {
         &mut self,
         last: Seq,
         most: usize,
-        show: &mut dyn FnMut(&RecordHeader, &[u8]),
+        show: &mut dyn FnMut(Shown<'_>),
     ) -> Result<Fed> {
         let mut shown = 0;
         loop {
@@ -173,7 +193,7 @@ impl Feed {
         &mut self,
         end: Seq,
         most: usize,
-        show: &mut dyn FnMut(&RecordHeader, &[u8]),
+        show: &mut dyn FnMut(Shown<'_>),
     ) -> Result<Option<usize>> {
         let segment = self.segment.as_mut().expect("it was found");
         let damaged = |path: &std::path::Path, offset, fault| Error::corrupt(path, offset, fault);
@@ -198,13 +218,20 @@ impl Feed {
                 is_over = true;
                 break;
             };
-            let Framed::Record(header) = frame.framed else {
-                if matches!(frame.framed, Framed::End { .. }) {
+            let header = match frame.framed {
+                Framed::Record(header) => header,
+                Framed::End { .. } => {
                     is_over = true;
                     break;
                 }
-                at += frame.len();
-                continue;
+                Framed::Mark { seq, fingerprint } => {
+                    // Behind the record that it speaks of, or, after a sync, of none that follows it.
+                    if seq == self.base.position.seq {
+                        show(Shown::Mark { fingerprint });
+                    }
+                    at += frame.len();
+                    continue;
+                }
             };
             let len = RECORD_FRAME_LEN + header.body_len as usize;
             let Some(body) = rest.get(RECORD_FRAME_LEN..len) else {
@@ -228,7 +255,7 @@ impl Feed {
                     .map_err(|damage| damaged(&segment.path, here, damage.fault))?;
                 self.base.position.history = history.history;
             }
-            show(&header, body);
+            show(Shown::Record { header: &header, body });
             self.base.position.seq = header.seq;
             (self.base.time_ms, self.base.chain) = (header.time_ms, header.chain);
             at += len;

@@ -17,7 +17,7 @@ use crate::format::block::{FRAME_LEN, Frame, Kind};
 use crate::format::codec::{Damage, equal};
 use crate::format::index::{Index, Place, Root};
 use crate::format::leaves::{KeyspaceSums, Large, Leaves, Stored, chunk_count};
-use crate::format::snapshot::{FOOTER_LEN, Footer, HEADER_LEN, Header, Span, Totals};
+use crate::format::snapshot::{FOOTER_LEN, FileId, Footer, HEADER_LEN, Header, Span, Totals};
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
 
@@ -85,7 +85,7 @@ pub(crate) fn load_stream<'s, S: LeafSink>(
         content: Content::default(),
         seen: Vec::new(),
         indexes: Vec::new(),
-        chunks: Vec::new(),
+        chunks: Chunks::default(),
         next_low: Some(Vec::new()),
     };
     let mut ordinal = 0;
@@ -111,6 +111,92 @@ pub(crate) fn load_stream<'s, S: LeafSink>(
     }
 }
 
+/// Blocks that come one by one, without a file around them.
+#[derive(Default)]
+pub(crate) struct Blocks {
+    chunks: Chunks,
+    content: Content,
+}
+
+/// What became of a block.
+pub(crate) struct Arrived<T> {
+    pub(crate) low: Vec<u8>,
+    pub(crate) high: Option<Vec<u8>>,
+    /// They tile the block's range.
+    pub(crate) leaves: Vec<T>,
+}
+
+impl Blocks {
+    /// Proves the block of this ordinal and builds its leaves; `None` of a chunk, which waits for its leaf block.
+    pub(crate) fn take<'s, S: LeafSink>(
+        &mut self,
+        sink: &'s S,
+        block: &[u8],
+        file_id: &FileId,
+        ordinal: u64,
+    ) -> Result<Option<Arrived<Built<'s, S>>>> {
+        let damaged = |damage| damaged(0, damage);
+        let short = |available| {
+            let (field, needed) = ("frame of a block", FRAME_LEN as u64);
+            damaged(Damage::new(0, Fault::Truncated { field, needed, available }))
+        };
+        let (head, stored) =
+            block.split_first_chunk::<FRAME_LEN>().ok_or_else(|| short(block.len() as u64))?;
+        let frame = Frame::decode(head, file_id)
+            .and_then(|frame| frame.expect(frame.kind, ordinal).map(|()| frame))
+            .map_err(damaged)?;
+        match frame.kind {
+            Kind::Chunk => {
+                // Its length is proven with it.
+                self.chunks.waiting.push((0, frame, stored.to_vec()));
+                return Ok(None);
+            }
+            Kind::Leaves => {}
+            _ => {
+                let fault = Fault::Order { field: "kinds of blocks" };
+                return Err(damaged(Damage::new(0, fault)));
+            }
+        }
+        let mut raw = Vec::new();
+        frame.unpack(stored, &mut raw).map_err(damaged)?;
+        let leaves = Leaves::decode(raw, frame.items).map_err(damaged)?;
+        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
+        self.content.add(&leaves).map_err(told)?;
+        let (low, high) = (leaves.low().to_vec(), leaves.high().map(<[u8]>::to_vec));
+        Ok(Some(Arrived { low, high, leaves: self.chunks.build(sink, 0, &leaves)? }))
+    }
+
+    /// Whether chunks wait for a leaf block.
+    pub(crate) fn are_incomplete(&self) -> bool {
+        !self.chunks.waiting.is_empty()
+    }
+}
+
+/// Chunk blocks whose leaf block has not come yet, as they came.
+#[derive(Default)]
+struct Chunks {
+    waiting: Vec<(u64, Frame, Vec<u8>)>,
+}
+
+impl Chunks {
+    /// Builds the leaves of a block at `offset`, of which all that waits is a part.
+    fn build<'s, S: LeafSink>(
+        &mut self,
+        sink: &'s S,
+        offset: u64,
+        leaves: &Leaves,
+    ) -> Result<Vec<Built<'s, S>>> {
+        let chunks = std::mem::take(&mut self.waiting);
+        equal(0, "chunk blocks of a leaf block", chunks.len() as u64, leaves.chunks().1)
+            .map_err(|damage| damaged(offset, damage))?;
+        let mut chunks = chunks.into_iter();
+        build(sink, leaves, |large| {
+            let count = chunk_count(large.len);
+            unpack_large(large, offset, chunks.by_ref().take(count))
+        })
+    }
+}
+
 /// What has been seen of a stream.
 struct Stream<'s, S: LeafSink> {
     sink: &'s S,
@@ -119,8 +205,7 @@ struct Stream<'s, S: LeafSink> {
     content: Content,
     seen: Vec<Seen>,
     indexes: Vec<(Place, Index)>,
-    /// Chunk blocks whose leaf block has not come yet, as they came.
-    chunks: Vec<(u64, Frame, Vec<u8>)>,
+    chunks: Chunks,
     /// Where the next leaf block must start; `None` once the key space is covered.
     next_low: Option<Vec<u8>>,
 }
@@ -142,7 +227,7 @@ impl<'s, S: LeafSink> Stream<'s, S> {
         let damaged_here = |damage| damaged(place.offset, damage);
         match frame.kind {
             Kind::Chunk if self.next_low.is_some() => {
-                self.chunks.push((place.offset, frame, stored));
+                self.chunks.waiting.push((place.offset, frame, stored));
                 Ok(())
             }
             Kind::Leaves if self.next_low.is_some() => {
@@ -152,7 +237,7 @@ impl<'s, S: LeafSink> Stream<'s, S> {
                 let leaves = Leaves::decode(raw, frame.items).map_err(damaged_here)?;
                 self.leaves(place, &leaves)
             }
-            Kind::Index if self.next_low.is_none() && self.chunks.is_empty() => {
+            Kind::Index if self.next_low.is_none() && self.chunks.waiting.is_empty() => {
                 let mut raw = Vec::new();
                 frame.unpack(&stored, &mut raw).map_err(damaged_here)?;
                 let index = Index::decode(raw, frame.items).map_err(damaged_here)?;
@@ -169,14 +254,7 @@ impl<'s, S: LeafSink> Stream<'s, S> {
             return Err(told(Fault::Order { field: "fences of leaf blocks" }));
         }
         self.content.add(leaves).map_err(told)?;
-        let chunks = std::mem::take(&mut self.chunks);
-        equal(0, "chunk blocks of a leaf block", chunks.len() as u64, leaves.chunks().1)
-            .map_err(|damage| damaged(place.offset, damage))?;
-        let mut chunks = chunks.into_iter();
-        self.built.extend(build(self.sink, leaves, |large| {
-            let count = chunk_count(large.len);
-            unpack_large(large, place.offset, chunks.by_ref().take(count))
-        })?);
+        self.built.extend(self.chunks.build(self.sink, place.offset, leaves)?);
         let totals = leaves.totals();
         self.totals.add(&totals);
         self.seen.push(Seen {
@@ -201,7 +279,7 @@ impl<S: LeafSink> Stream<'_, S> {
         stored: &[u8],
         tail: &[u8; FOOTER_LEN],
     ) -> Result<(Footer, Vec<Span>)> {
-        if self.next_low.is_some() || !self.chunks.is_empty() {
+        if self.next_low.is_some() || !self.chunks.waiting.is_empty() {
             let early = Fault::Order { field: "kinds of blocks" };
             return Err(damaged(place.offset, Damage::new(0, early)));
         }

@@ -10,7 +10,7 @@
 //! (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). That there is no room for the next
 //! segment ends nothing: a writer is told before anything changed, and the next one tries again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -57,6 +57,8 @@ pub(crate) struct Log {
     written: AtomicU64,
     /// What was synced, and who waits for more.
     group: Group,
+    /// What readers have come to, who are to find the rest still there.
+    leases: Mutex<BTreeMap<u64, Seq>>,
     /// Asks for a segment to be made ahead.
     want_spare: Sender<()>,
     pub(crate) spare_wanted: Receiver<()>,
@@ -144,6 +146,7 @@ impl Log {
             }),
             written: AtomicU64::new(seq),
             group: Group::new(start.base.position.seq),
+            leases: Mutex::default(),
             want_spare,
             spare_wanted,
         }
@@ -391,6 +394,39 @@ impl Log {
         (closed.chain(current).collect(), writer.restarts)
     }
 
+    /// What the last record that is in a file leaves.
+    pub(crate) fn base(&self) -> Base {
+        lock(&self.writer).base
+    }
+
+    /// Bytes of the log behind `offset` of this segment.
+    pub(crate) fn bytes_behind(&self, ordinal: u64, offset: u64) -> u64 {
+        let writer = lock(&self.writer);
+        let closed = writer.closed.iter().map(|closed| (closed.ordinal, closed.bytes));
+        let current = writer.current.iter().map(|current| (current.label.ordinal, current.offset));
+        closed
+            .chain(current)
+            .map(|(other, bytes)| match other.cmp(&ordinal) {
+                std::cmp::Ordering::Less => 0,
+                std::cmp::Ordering::Equal => bytes.saturating_sub(offset),
+                std::cmp::Ordering::Greater => bytes,
+            })
+            .sum()
+    }
+
+    /// What follows `after` is to stay until the lease is dropped, or its holder is too far behind.
+    pub(crate) fn lease(self: &Arc<Self>, after: Seq) -> Lease {
+        let mut leases = lock(&self.leases);
+        let id = leases.last_key_value().map_or(0, |(id, _)| id + 1);
+        leases.insert(id, after);
+        Lease { log: Arc::clone(self), id }
+    }
+
+    /// The batch behind which all is to stay.
+    pub(crate) fn leased_after(&self) -> Option<Seq> {
+        lock(&self.leases).values().min().copied()
+    }
+
     /// Segments that hold something, and their bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
         let writer = lock(&self.writer);
@@ -423,8 +459,24 @@ impl Log {
         Ok(())
     }
 
-    /// Begins anew behind a snapshot of all there is: what failed is left behind, what waited is in the snapshot.
-    pub(crate) fn restart(&self, commit: &Commit) -> Result<()> {
+    /// Takes nothing more until [`restart`](Self::restart): another state is about to take the place of the one that it leads to.
+    pub(crate) fn suspend(&self, commit: &Commit) {
+        let mut writer = lock(&self.writer);
+        let cause = std::io::Error::other("another state takes the place of the present");
+        let failure = LogFailure::new("go on in", &self.directory.path, cause);
+        self.fail(&mut writer, commit, &failure);
+    }
+
+    /// Nothing came of it.
+    pub(crate) fn resume(&self, commit: &Commit) {
+        let mut writer = lock(&self.writer);
+        writer.failure = None;
+        commit.restart_log();
+        commit.set_tail_limit(writer.limit(0));
+    }
+
+    /// Begins anew behind a snapshot of all there is, in `spare` if there is one: what failed is left behind, what waited is in the snapshot.
+    pub(crate) fn restart(&self, commit: &Commit, next: Option<Spare>) -> Result<()> {
         let _making = lock(&self.making);
         let mut writer = lock(&self.writer);
         let drained = commit.drain(std::mem::take(&mut writer.empty));
@@ -436,7 +488,14 @@ impl Log {
             writer.closed.push_back(Closed { ordinal, bytes, last, time_ms });
         }
         // What was made ahead for the log that failed; nobody knows what the disk has of that.
-        let spare = if writer.closed.is_empty() { None } else { writer.spare.take() };
+        let spare = match next {
+            Some(next) => {
+                writer.closed.clear();
+                writer.spare.replace(next)
+            }
+            None if writer.closed.is_empty() => None,
+            None => writer.spare.take(),
+        };
         writer.unsynced.clear();
         writer.base = drained.base;
         writer.previous = None;
@@ -447,6 +506,7 @@ impl Log {
         writer.failure = None;
         writer.restarts += 1;
         commit.restart_log();
+        commit.set_tail_limit(writer.limit(0));
         drop(writer);
         match spare {
             Some(spare) => self.directory.remove(&spare.path),
@@ -527,6 +587,25 @@ impl Log {
         drop(writer);
         self.directory.release();
         given
+    }
+}
+
+/// Keeps what a reader of the log has not read yet.
+pub(crate) struct Lease {
+    log: Arc<Log>,
+    id: u64,
+}
+
+impl Lease {
+    /// All up to `seq` was read.
+    pub(crate) fn move_to(&self, seq: Seq) {
+        lock(&self.log.leases).insert(self.id, seq);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        lock(&self.log.leases).remove(&self.id);
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod log_reader;
 pub(crate) mod map;
+pub(crate) mod memory_disk;
 #[cfg(feature = "simulation")]
 pub(crate) mod probe;
 pub(crate) mod reader;

@@ -669,12 +669,15 @@ pub(crate) struct Listed {
 impl Listed {
     pub(crate) fn read(directory: &Directory) -> Result<Self> {
         let mut listed = Listed::default();
+        let began_anew = directory.anew()?.map_or(0, |anew| anew.snapshot);
         for (name, kind) in directory.list()? {
             match kind {
+                FileKind::Segment(ordinal) | FileKind::Snapshot(ordinal)
+                    if ordinal < began_anew => {}
                 FileKind::Segment(ordinal) => listed.segments.push(ordinal),
                 FileKind::Snapshot(ordinal) => listed.snapshots.push(ordinal),
                 FileKind::Temporary => listed.temporary.push(name),
-                FileKind::Identity | FileKind::Lock | FileKind::Other => {}
+                FileKind::Identity | FileKind::Anew | FileKind::Lock | FileKind::Other => {}
             }
         }
         listed.segments.sort_unstable();

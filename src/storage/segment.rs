@@ -38,7 +38,7 @@ impl Spare {
         let path = directory.segment(ordinal);
         let salt = os_random().map_err(|source| Error::io("draw a number for", &path, source))?;
         let salt = u64::from_le_bytes(salt);
-        let label = Label { dataset: directory.identity.dataset, ordinal, salt };
+        let label = Label { dataset: directory.identity().dataset, ordinal, salt };
         let disk = &*directory.disk;
         let (temporary, file) = create_temporary(disk, &path)?;
         let fill = || -> crate::Result<()> {
@@ -211,7 +211,7 @@ impl Found {
         let label = Label::decode(&head[..LABEL_LEN])
             .map_err(|damage| Error::corrupt(&path, damage.at, damage.fault))?;
         let foreign = |field| Err(Error::corrupt(&path, 0, Fault::Foreign { field }));
-        if label.dataset != directory.identity.dataset {
+        if label.dataset != directory.identity().dataset {
             return foreign("segment of another database");
         }
         if label.ordinal != ordinal {

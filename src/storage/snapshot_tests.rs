@@ -65,14 +65,14 @@ impl LeafCopy for MapLeaf {
 
 impl LeafSource for Map {
     type Copy = MapLeaf;
-    fn copy_leaf(&self, from: &[u8], out: &mut MapLeaf) -> Result<()> {
+    fn copy_leaf(&self, from: &[u8], out: &mut MapLeaf) -> Result<bool> {
         let next = self.fences.partition_point(|fence| fence.as_slice() <= from);
         let high = self.fences.get(next).cloned();
         let end = high.clone().map_or(Bound::Unbounded, Bound::Excluded);
         let entries = self.entries.range((Bound::Included(from.to_vec()), end));
         let entries = entries.map(|(k, (v, e))| (k.clone(), v.clone(), *e)).collect();
         *out = MapLeaf { low: from.to_vec(), high, stamp: Seq(next as u64), entries };
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -29,11 +29,12 @@ pub(crate) trait LeafSource: Send + Sync {
     /// A leaf that was copied out; used again for the next.
     type Copy: LeafCopy;
 
-    /// Copies the content at the cut of the leaf that covers `from` into `out`, replacing what that held.
+    /// Copies the content at the cut of the leaf that covers `from` into `out`, replacing what that held; `false` if that leaf is
+    /// not wanted: then `out` has its fences alone.
     ///
     /// When `from` lies inside a leaf, only what is at or above it is copied, and `out.low()` is `from`.
     /// Called from the empty key on, then at each copy's high fence, once each.
-    fn copy_leaf(&self, from: &[u8], out: &mut Self::Copy) -> Result<()>;
+    fn copy_leaf(&self, from: &[u8], out: &mut Self::Copy) -> Result<bool>;
 }
 
 /// A leaf's content at a cut, held by nobody else.
@@ -116,16 +117,16 @@ impl Cut {
 impl LeafSource for Arc<Still> {
     type Copy = tree::LeafCopy;
 
-    fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<()> {
-        Still::copy_leaf(self, from, out)
+    fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<bool> {
+        Still::copy_leaf(self, from, out).map(|()| true)
     }
 }
 
 impl LeafSource for Pass {
     type Copy = tree::LeafCopy;
 
-    fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<()> {
-        Pass::copy_leaf(self, from, out)
+    fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<bool> {
+        Pass::copy_leaf(self, from, out).map(|()| true)
     }
 }
 

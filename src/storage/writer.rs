@@ -42,6 +42,8 @@ const RUNS: usize = 16;
 /// A block is closed, and a leaf split, before a body outgrows this. Below 64 KiB the compressor's table is
 /// the small, fast one.
 const BLOCK_BYTES: usize = 32 << 10;
+/// Leaves that are not wanted end a claim when there are so many of them.
+const PASSED: usize = 1 << 10;
 /// A piece that has grown to so many bytes is sent before its claim is done: matters for large values only.
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces that an encoder may be ahead of the writer within one claim.
@@ -82,24 +84,24 @@ pub(crate) struct WriterOptions {
     pub(crate) run_bytes: Option<usize>,
 }
 
-/// Packed blocks on their way to the writer.
+/// Packed blocks on their way to the writer, without a place yet.
 #[derive(Default)]
-struct Piece {
+pub(crate) struct Piece {
     /// The blocks, one directly behind the other.
-    bytes: Vec<u8>,
-    blocks: Vec<Packed>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) blocks: Vec<Packed>,
 }
 
 /// A block of a piece; a summary comes with leaf blocks.
-struct Packed {
-    len: usize,
-    summary: Option<Summary>,
+pub(crate) struct Packed {
+    pub(crate) len: usize,
+    pub(crate) summary: Option<Summary>,
 }
 
 type Pieces = Receiver<Result<Piece>>;
 
 /// Takes a piece and leaves an empty one in its place.
-type Outlet<'a> = &'a mut dyn FnMut(&mut Piece) -> Result<()>;
+pub(crate) type Outlet<'a> = &'a mut dyn FnMut(&mut Piece) -> Result<()>;
 
 /// Writes the snapshot of `source` at `cut` to `sink`, front to back.
 ///
@@ -113,17 +115,55 @@ pub(crate) fn write_snapshot<S: LeafSource>(
     progress: &Progress,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Footer> {
-    let run_bytes = options.run_bytes.unwrap_or(RUN_BYTES).max(1);
-    let mut cursor = Cursor { next: Some(Vec::new()), run_bytes };
     let mut writer = Writer::new(cut, file_id, options, progress, sink)?;
-    if options.threads <= 1 {
-        let (mut encoder, mut claimed) = (Encoder::new(options.codec), Vec::new());
-        while cursor.next.is_some() {
-            let count = cursor.copy(source, progress, &mut claimed)?;
-            encoder.claim(&mut claimed[..count], progress, &mut |piece| writer.take(piece))?;
-        }
-        return writer.finish(cut);
+    encode_all(source, options, progress, &mut |piece| writer.take(piece))?;
+    writer.finish(cut)
+}
+
+/// Leaves become blocks, a claim at a time.
+pub(crate) struct Walk<C> {
+    cursor: Cursor,
+    encoder: Encoder,
+    claimed: Vec<Claimed<C>>,
+}
+
+impl<C: LeafCopy> Walk<C> {
+    pub(crate) fn new(options: WriterOptions) -> Self {
+        let (cursor, encoder) = (Cursor::new(options), Encoder::new(options.codec));
+        Walk { cursor, encoder, claimed: Vec::new() }
     }
+
+    /// Encodes what a claim takes; `false` once there is nothing left.
+    pub(crate) fn step<S: LeafSource<Copy = C>>(
+        &mut self,
+        source: &S,
+        progress: &Progress,
+        outlet: Outlet<'_>,
+    ) -> Result<bool> {
+        if self.cursor.next.is_some() {
+            let count = self.cursor.copy(source, progress, &mut self.claimed)?;
+            self.encoder.claim(&mut self.claimed[..count], progress, outlet)?;
+        }
+        Ok(self.cursor.next.is_some())
+    }
+}
+
+/// Encodes the leaves of `source` that are wanted, and hands the blocks to `outlet` in key order.
+///
+/// # Errors
+/// What `source` and `outlet` say; [`Error::Cancelled`].
+pub(crate) fn encode_all<S: LeafSource>(
+    source: &S,
+    options: WriterOptions,
+    progress: &Progress,
+    outlet: Outlet<'_>,
+) -> Result<()> {
+    if options.threads <= 1 {
+        let mut walk = Walk::new(options);
+        while walk.step(source, progress, outlet)? {}
+        return Ok(());
+    }
+    let cursor = Cursor::new(options);
     let (claims, ordered) = bounded::<Pieces>(options.threads * 2);
     // Buffers go round: from the writer back to whoever encodes next.
     let (used, spare) = bounded::<Piece>(options.threads * 4);
@@ -140,11 +180,11 @@ pub(crate) fn write_snapshot<S: LeafSource>(
         let ordered = Ordered { claims: ordered, ended: &ended };
         for piece in ordered.claims.iter().flatten() {
             let mut piece = piece?;
-            writer.take(&mut piece)?;
+            outlet(&mut piece)?;
             // A full pool keeps no more; the buffers are freed then.
             let _ = used.try_send(piece);
         }
-        writer.finish(cut)
+        Ok(())
     })
 }
 
@@ -199,7 +239,12 @@ impl Cursor {
         Some((copied, pieces))
     }
 
-    /// Copies the next runs of leaves into `claimed` and returns how many leaves.
+    fn new(options: WriterOptions) -> Self {
+        let run_bytes = options.run_bytes.unwrap_or(RUN_BYTES).max(1);
+        Cursor { next: Some(Vec::new()), run_bytes }
+    }
+
+    /// Copies the next runs of leaves into `claimed` and returns how many leaves. One that is not wanted ends a run.
     fn copy<S: LeafSource>(
         &mut self,
         source: &S,
@@ -207,15 +252,16 @@ impl Cursor {
         claimed: &mut Vec<Claimed<S::Copy>>,
     ) -> Result<usize> {
         progress.check()?;
-        let (mut count, mut run, mut bytes) = (0, 0, 0);
+        let (mut count, mut run, mut bytes, mut passed) = (0, 0, 0, 0);
         while let Some(from) = &mut self.next
             && bytes < self.run_bytes.saturating_mul(RUNS)
+            && passed < PASSED
         {
             if count == claimed.len() {
                 claimed.push(Claimed::default());
             }
             let Claimed { copy, raw_bytes, ends_run } = &mut claimed[count];
-            source.copy_leaf(from, copy)?;
+            let is_wanted = source.copy_leaf(from, copy)?;
             assert!(copy.low() == from, "a leaf starts where its left neighbour ends");
             match copy.high() {
                 Some(high) => {
@@ -224,6 +270,14 @@ impl Cursor {
                     from.extend_from_slice(high);
                 }
                 None => self.next = None,
+            }
+            if !is_wanted {
+                passed += 1;
+                if let Some(last) = count.checked_sub(1) {
+                    claimed[last].ends_run = true;
+                }
+                bytes += std::mem::take(&mut run);
+                continue;
             }
             *raw_bytes = copy.raw_bytes();
             run += *raw_bytes;

@@ -101,8 +101,12 @@ impl Tree {
     /// A batch of ranges alone that meet no entry gets no Seq.
     pub(crate) fn write_batch(&self, changes: &Changes<'_>) -> Result<(Option<Position>, u64)> {
         self.begin_write()?;
-        let mut body = self.body(|put| changes.for_each_effect(put));
-        self.write_changes(changes, &mut body)
+        loop {
+            let mut body = self.body(|put| changes.for_each_effect(put));
+            if let Some(done) = self.write_changes(changes, &mut body)? {
+                return Ok(done);
+            }
+        }
     }
 
     /// Applies a batch that was read from the log.
@@ -126,7 +130,7 @@ impl Tree {
         &self,
         changes: &Changes<'_>,
         body: &mut Body,
-    ) -> Result<(Option<Position>, u64)> {
+    ) -> Result<Option<(Option<Position>, u64)>> {
         if changes.ops.iter().any(|op| op.put.is_some()) {
             let len = |op: &BatchOp<'_>| {
                 op.key.len() + op.put.as_ref().map_or(0, |put| put.entry().value.len())
@@ -193,6 +197,7 @@ impl Tree {
                     continue;
                 }
                 Err(Refused::NoRoom(len)) => Denied::NoRoom(len),
+                Err(Refused::Unencoded) => Denied::Unencoded,
                 Err(Refused::Error(error)) => Denied::Error(error),
             };
             for leaf in planned.iter_mut().filter(|leaf| leaf.keeps_for.is_some()) {

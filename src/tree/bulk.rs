@@ -1,5 +1,6 @@
 //! Building a tree from sorted entries: leaves are filled on any thread, then joined.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::commit::{Commit, Totals};
@@ -53,6 +54,38 @@ impl BuiltLeaf {
     /// Where it ends; `None` at the end of the key space.
     pub(crate) fn high(&self) -> Option<&[u8]> {
         self.page.high()
+    }
+
+    /// Shows its entries.
+    pub(crate) fn each(&self, mut visit: impl FnMut(&[u8], Entry<'_>)) {
+        let mut key = self.page.prefix().to_vec();
+        for at in 0..self.page.len() {
+            let entry = self.page.show(at, &mut key);
+            visit(&key, entry);
+        }
+    }
+
+    /// Divides leaves that tile a range at `key`: what lies below it is taken away. A leaf that reaches beyond is divided.
+    pub(crate) fn take_below(leaves: &mut VecDeque<BuiltLeaf>, key: &[u8]) -> Vec<BuiltLeaf> {
+        let mut below = Vec::new();
+        while let Some(leaf) = leaves.pop_front() {
+            if leaf.low() >= key {
+                leaves.push_front(leaf);
+                break;
+            }
+            if leaf.high().is_some_and(|high| high <= key) {
+                below.push(leaf);
+                continue;
+            }
+            let BuiltLeaf { page, stamp } = leaf;
+            let at = page.seek(key);
+            let left = page.copied(0..at, page.low(), Some(key), 0);
+            below.push(BuiltLeaf { page: left, stamp });
+            let right = page.copied(at..page.len(), key, page.high(), 0);
+            leaves.push_front(BuiltLeaf { page: right, stamp });
+            break;
+        }
+        below
     }
 }
 

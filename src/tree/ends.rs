@@ -67,7 +67,13 @@ impl Tree {
         end: End,
     ) -> Result<Option<(Pair, Position)>> {
         self.begin_write()?;
-        self.commit.with_room(|| self.pop_once((view, slot), prefix_len, bounds, end))
+        loop {
+            let popped =
+                self.commit.with_room(|| self.pop_once((view, slot), prefix_len, bounds, end))?;
+            if let Some(done) = popped {
+                return Ok(done);
+            }
+        }
     }
 
     fn pop_once(

@@ -75,6 +75,27 @@ impl Tree {
         }
     }
 
+    /// Shows the entries within `bounds`, one leaf latched at a time. Nobody may be writing there.
+    pub(crate) fn each_present(&self, bounds: &Bounds, mut visit: impl FnMut(&[u8], Entry<'_>)) {
+        let mut from = bounds.low.clone();
+        let mut key = Vec::new();
+        loop {
+            let latch = self.latch_read(&from);
+            let page = latch.live();
+            let end = bounds.high.as_deref().map_or(page.len(), |high| page.seek(high));
+            for at in page.seek(&from)..end {
+                page.key_into(at, &mut key);
+                visit(&key, page.entry(at));
+            }
+            match page.high() {
+                Some(next) if bounds.high.as_deref().is_none_or(|high| next < high) => {
+                    from = next.to_vec();
+                }
+                _ => return,
+            }
+        }
+    }
+
     /// Shows each leaf's fences and the batch that changed it last, one latched at a time.
     pub(crate) fn stamps(&self, mut show: impl FnMut(&[u8], Option<&[u8]>, Seq)) {
         let mut from = Vec::new();
@@ -85,6 +106,22 @@ impl Tree {
             match page.high() {
                 Some(high) => from = high.to_vec(),
                 None => return,
+            }
+        }
+    }
+
+    /// Bytes of keys and values in the leaves that changed after `seq`.
+    pub(crate) fn bytes_after(&self, seq: Seq) -> u64 {
+        let (mut from, mut bytes) = (Vec::new(), 0);
+        loop {
+            let latch = self.latch_read(&from);
+            let page = latch.live();
+            if latch.stamp > seq {
+                bytes += page.used() as u64;
+            }
+            match page.high() {
+                Some(high) => from = high.to_vec(),
+                None => return bytes,
             }
         }
     }
@@ -179,7 +216,11 @@ impl Install {
                 drop(tree.split_at(&mut latch, end.as_deref().expect("it is there")));
             }
             let high = latch.live().high().map(<[u8]>::to_vec);
-            let pages = take_part(&mut built, high.as_deref());
+            let part = match &high {
+                Some(high) => BuiltLeaf::take_below(&mut built, high),
+                None => std::mem::take(&mut built).into(),
+            };
+            let pages = part.into_iter().map(|leaf| (leaf.page, leaf.stamp)).collect();
             self.put(&mut latch, pages, &mut garbage);
             drop(latch);
             drop(garbage);
@@ -234,27 +275,6 @@ impl Install {
         }
     }
 
-    /// Shows the entries of the new state within `bounds`, one leaf latched at a time.
-    pub(crate) fn each(&self, bounds: &Bounds, mut visit: impl FnMut(&[u8], Entry<'_>)) {
-        let mut from = bounds.low.clone();
-        let mut key = Vec::new();
-        loop {
-            let latch = self.tree.latch_read(&from);
-            let page = latch.live();
-            let end = bounds.high.as_deref().map_or(page.len(), |high| page.seek(high));
-            for at in page.seek(&from)..end {
-                page.key_into(at, &mut key);
-                visit(&key, page.entry(at));
-            }
-            match page.high() {
-                Some(next) if bounds.high.as_deref().is_none_or(|high| next < high) => {
-                    from = next.to_vec();
-                }
-                _ => return,
-            }
-        }
-    }
-
     /// Shows the new state.
     pub(crate) fn finish(mut self, installed: Installed) {
         self.tree.commit.end_install(installed);
@@ -270,31 +290,4 @@ impl Drop for Install {
             self.tree.commit.poison();
         }
     }
-}
-
-/// Takes away what lies below `high`; a leaf that reaches beyond is divided there.
-fn take_part(built: &mut VecDeque<BuiltLeaf>, high: Option<&[u8]>) -> Vec<(Page, Seq)> {
-    let mut part = Vec::new();
-    while let Some(BuiltLeaf { page, stamp }) = built.pop_front() {
-        let ends_within = match (page.high(), high) {
-            (_, None) => true,
-            (None, Some(_)) => false,
-            (Some(own), Some(high)) => own <= high,
-        };
-        if ends_within {
-            let is_last = page.high() == high;
-            part.push((page, stamp));
-            if is_last {
-                break;
-            }
-            continue;
-        }
-        let (low, middle) = (page.low().to_vec(), high.expect("it lies within"));
-        let at = page.seek(middle);
-        part.push((page.copied(0..at, &low, Some(middle), 0), stamp));
-        let rest = page.copied(at..page.len(), middle, page.high(), 0);
-        built.push_front(BuiltLeaf { page: rest, stamp });
-        break;
-    }
-    part
 }

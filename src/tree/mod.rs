@@ -40,7 +40,6 @@ use crate::{Error, Result};
 pub(crate) use batch::{BatchOp, Changes, RangeDelete};
 pub(crate) use bulk::{BuiltLeaf, Bulk, LeafBuilder};
 pub(crate) use ends::End;
-pub(crate) use install::Install;
 pub(crate) use page::{Entry, Value};
 pub(crate) use pass::Pass;
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};

@@ -141,13 +141,17 @@ impl Tree {
     /// Writes one key.
     pub(crate) fn write(&self, write: &PointWrite<'_>) -> Result<Written> {
         self.begin_write()?;
-        let mut body = self.body(|put| {
-            put(match &write.put {
-                Some(new) => new.effect(write.key),
-                None => LoggedEffect::Remove { key: write.key },
+        loop {
+            let mut body = self.body(|put| {
+                put(match &write.put {
+                    Some(new) => new.effect(write.key),
+                    None => LoggedEffect::Remove { key: write.key },
+                });
             });
-        });
-        self.commit.with_room(|| self.write_once(write, &mut body))
+            if let Some(done) = self.commit.with_room(|| self.write_once(write, &mut body))? {
+                return Ok(done);
+            }
+        }
     }
 
     /// What a batch does, encoded if there is a log for it.
@@ -287,6 +291,7 @@ impl Tree {
                     continue;
                 }
                 Err(Refused::NoRoom(len)) => Denied::NoRoom(len),
+                Err(Refused::Unencoded) => Denied::Unencoded,
                 Err(Refused::Error(error)) => Denied::Error(error),
             };
             let stamp = latch.stamp;

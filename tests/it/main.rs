@@ -13,6 +13,7 @@ mod memory;
 mod model;
 mod python_reader;
 mod regressions;
+mod replicas;
 mod salvage;
 mod saves;
 mod saves_by_itself;

@@ -36,6 +36,8 @@ const ROOMS: &[Room] = &[
             "open",
             "install",
             "applier",
+            "serve",
+            "follow",
             "saver",
             "options",
             "progress",

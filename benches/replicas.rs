@@ -1,0 +1,283 @@
+//! What replicas cost, and how soon they have what their primary has. The replica is a process of its own, on the same machine.
+//!
+//! `cargo bench --bench replicas [-- --quick] [--only SECTION]`; the number of records is `STILLFRAME_BENCH_KEYS`,
+//! 3,000,000 if unset. Lines that begin with `=>` hold a figure against what is expected.
+
+mod workload;
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use stillframe::{
+    AckLevel, Database, HistoryId, Keyspace, Position, Primary, PrimaryOptions, ReplicaSource, Seq,
+};
+
+use workload::measure::{Latencies, Samples, at_least, at_most};
+use workload::{FreshValues, Keys, Probes, Scratch, records, shuffled, value};
+
+const SECTIONS: &[&str] = &["full", "stream", "lag", "delta"];
+const KEYS: Keys = Keys::Demo;
+const LONG: Duration = Duration::from_secs(600);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).filter(|given| given != "--bench").collect();
+    if let [role, address, place] = &arguments[..]
+        && role == "replica"
+    {
+        return replica(address, place);
+    }
+    let is_quick = arguments.iter().any(|given| given == "--quick");
+    let only = arguments.iter().position(|given| given == "--only");
+    let only = only.and_then(|at| arguments.get(at + 1).cloned());
+    if only.as_ref().is_some_and(|only| !SECTIONS.contains(&only.as_str())) {
+        eprintln!("no such section; there are {SECTIONS:?}");
+        return ExitCode::from(2);
+    }
+    let records = records();
+    let rounds = if is_quick { 1 } else { 3 };
+    let phase = if is_quick { Duration::from_millis(300) } else { Duration::from_secs(8) };
+    for section in SECTIONS {
+        if only.as_ref().is_some_and(|only| only != section) {
+            continue;
+        }
+        println!("\n== {section}, {records} records");
+        match *section {
+            "full" => full(records, rounds),
+            "stream" => stream(records, rounds, phase),
+            "lag" => lag(records, phase),
+            _ => delta(records),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// The other process: follows, and answers one line for each that it reads.
+fn replica(address: &str, place: &str) -> ExitCode {
+    let db = match place {
+        "memory" => Database::in_memory(),
+        path => Database::open(path).expect("a database"),
+    };
+    let replica = db.follow(ReplicaSource::tcp(address)).expect("it follows");
+    for line in std::io::stdin().lines() {
+        let line = line.expect("a line");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["wait", history, seq] => {
+                let history = u128::from_str_radix(history, 16).expect("a history");
+                let position = Position {
+                    history: HistoryId(history.to_be_bytes()),
+                    seq: Seq(seq.parse().expect("a number")),
+                };
+                replica.wait_for(position, LONG).expect("it comes");
+                let status = replica.status();
+                println!("{:?} {}", status.counts, status.lag);
+            }
+            _ => return ExitCode::SUCCESS,
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// The other process, seen from here.
+struct Other {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Other {
+    fn start(address: &str, place: &str) -> Self {
+        let mut child = Command::new(env::current_exe().expect("a name"))
+            .args(["replica", address, place])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a process");
+        let input = child.stdin.take().expect("a pipe");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        Self { child, input, output }
+    }
+
+    fn wait_for(&mut self, position: Position) -> String {
+        writeln!(self.input, "wait {} {}", position.history, position.seq).expect("it listens");
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("it answers");
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = writeln!(self.input, "end");
+        let _ = self.child.wait();
+    }
+}
+
+fn open(dir: &Path, records: usize) -> (Database, Keyspace, Primary, String) {
+    let db = Database::builder().save_when_log_exceeds(None).open(dir).expect("a database");
+    let data = db.keyspace("data").expect("a keyspace");
+    for number in shuffled(records) {
+        data.insert(KEYS.key(number), value(number)).expect("an insert");
+    }
+    let primary = db.serve_replicas(PrimaryOptions::new()).expect("it serves");
+    let address = primary.listen_tcp("127.0.0.1:0").expect("an address").to_string();
+    (db, data, primary, address)
+}
+
+fn full(records: usize, rounds: usize) {
+    let scratch = Scratch::new();
+    let (db, data, primary, address) = open(&scratch.file("primary"), records);
+    // With the log it would be sent that.
+    db.compact_log(stillframe::SaveOptions::default()).expect("a save");
+    for place in ["memory", "directory"] {
+        let mut took = Samples(Vec::new());
+        for round in 0..rounds {
+            let dir = scratch.file(&format!("replica-{round}"));
+            let place = if place == "memory" { place } else { dir.to_str().expect("a name") };
+            let began = Instant::now();
+            let mut other = Other::start(&address, place);
+            let said = other.wait_for(db.position());
+            took.0.push(began.elapsed().as_secs_f64());
+            println!("  {said}");
+            drop(other);
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        println!(
+            "full sync into {place}: {:.2} s ({:.2} to {:.2})",
+            took.median(),
+            took.min(),
+            took.max()
+        );
+    }
+    // Writes meanwhile.
+    let probes = Probes::new(KEYS, records, 7);
+    let mut idle = Latencies::new();
+    let mut busy = Latencies::new();
+    let fresh = FreshValues::new();
+    let mut values = fresh.values(1);
+    let mut write = |latencies: &mut Latencies, until: &dyn Fn() -> bool| {
+        for key in probes.keys(0, usize::MAX) {
+            let began = Instant::now();
+            data.insert(key, values.next().expect("without end")).expect("an insert");
+            latencies.record(began.elapsed());
+            if until() {
+                break;
+            }
+        }
+    };
+    let began = Instant::now();
+    write(&mut idle, &|| began.elapsed() > Duration::from_secs(3));
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut other = Other::start(&address, "memory");
+            other.wait_for(db.position());
+            is_done.store(true, Ordering::Relaxed);
+        });
+        write(&mut busy, &|| is_done.load(Ordering::Relaxed));
+    });
+    println!(
+        "writes: p99.9 {:.1} us idle ({} writes), {:.1} us during a full sync ({} writes)",
+        idle.quantile_us(0.999),
+        idle.count(),
+        busy.quantile_us(0.999),
+        busy.count()
+    );
+    at_most(
+        "p99.9 of writes during a full sync",
+        busy.quantile_us(0.999) / idle.quantile_us(0.999),
+        2.0,
+        "x",
+    );
+    drop(primary);
+}
+
+fn stream(records: usize, rounds: usize, phase: Duration) {
+    let scratch = Scratch::new();
+    let (db, data, primary, address) = open(&scratch.file("primary"), records);
+    let (mut alone, mut with) = (Samples(Vec::new()), Samples(Vec::new()));
+    let mut behind = Samples(Vec::new());
+    for round in 0..rounds {
+        for is_with in [false, true] {
+            let mut other = is_with.then(|| {
+                let mut other = Other::start(&address, "memory");
+                other.wait_for(db.position());
+                other
+            });
+            let probes = Probes::new(KEYS, records, 7 + round as u64);
+            let fresh = FreshValues::new();
+            let mut values = fresh.values(1);
+            let (began, mut count) = (Instant::now(), 0);
+            for key in probes.keys(0, usize::MAX) {
+                data.insert(key, values.next().expect("without end")).expect("an insert");
+                count += 1;
+                if count % 256 == 0 && began.elapsed() > phase {
+                    break;
+                }
+            }
+            let rate = f64::from(count) / began.elapsed().as_secs_f64();
+            if let Some(other) = &mut other {
+                let ended = Instant::now();
+                other.wait_for(db.position());
+                behind.0.push(ended.elapsed().as_secs_f64());
+                with.0.push(rate);
+            } else {
+                alone.0.push(rate);
+            }
+        }
+    }
+    println!(
+        "writes a second: {:.0} alone, {:.0} with a replica; it has all {:.2} s ({:.2} to {:.2}) after the last",
+        alone.median(),
+        with.median(),
+        behind.median(),
+        behind.min(),
+        behind.max()
+    );
+    at_least("writes with a replica", with.median() / alone.median(), 0.75, "x");
+    at_most("behind when the writer ends", behind.max(), 1.0, "s");
+    drop(primary);
+}
+
+fn lag(records: usize, phase: Duration) {
+    let scratch = Scratch::new();
+    let (db, data, primary, address) = open(&scratch.file("primary"), records);
+    let mut other = Other::start(&address, "memory");
+    other.wait_for(db.position());
+    let probes = Probes::new(KEYS, records, 7);
+    let fresh = FreshValues::new();
+    let mut values = fresh.values(1);
+    let mut lags = Latencies::new();
+    let (began, mut count) = (Instant::now(), 0_u32);
+    // Paced: 250,000 a second.
+    for key in probes.keys(0, usize::MAX) {
+        data.insert(key, values.next().expect("without end")).expect("an insert");
+        count += 1;
+        let due = began + Duration::from_micros(4) * count;
+        if count % 512 == 0 {
+            let wrote = Instant::now();
+            primary.wait(db.position(), 1, AckLevel::Applied, LONG).expect("an acknowledgement");
+            lags.record(wrote.elapsed());
+        }
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
+        if began.elapsed() > phase {
+            break;
+        }
+    }
+    println!(
+        "a batch is applied and acknowledged: p50 {:.0} us, p99 {:.0} us, at {:.0} writes a second",
+        lags.quantile_us(0.5),
+        lags.quantile_us(0.99),
+        f64::from(count) / began.elapsed().as_secs_f64()
+    );
+    at_most("p99 to and fro over TCP", lags.quantile_us(0.99) / 1e3, 5.0, "ms");
+}
+
+fn delta(_records: usize) {}

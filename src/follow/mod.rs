@@ -1,0 +1,685 @@
+//! A database follows another: finds its source, stays with it, begins again when the link is lost.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::clock::uptime_ms;
+use crate::commit::Role;
+use crate::database::{Attendant, Database, Engine};
+use crate::error::SyncRefused;
+use crate::follow::session::{Kept, ReplicaSession, Stage};
+use crate::format::wire::{Bye, Reason};
+use crate::position::{Position, Seq};
+use crate::replication::auth::Side;
+use crate::replication::framing::Secrets;
+use crate::replication::line::has;
+use crate::replication::link::Link;
+use crate::serve::drive::{Chore, Drive, LinkEnd, Machine, Stop, drive};
+use crate::serve::hub::{SyncCounts, SyncKind};
+use crate::serve::session::{Ended, Filled, SessionLimits, Step};
+use crate::serve::short;
+use crate::serve::signal::Signal;
+use crate::{Error, Fault, LinkKey, Result};
+
+pub(crate) mod session;
+pub(crate) mod spool;
+
+/// After a link that was lost so long passes before the next, twice as long after each further one.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// What a replica does with reads while it has not what its source has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StalePolicy {
+    /// Answers them from what it has: one state of its primary, if an old one.
+    #[default]
+    Serve,
+    /// Refuses them with [`Error::Stale`], unless it was up to date within so long.
+    Refuse {
+        /// So long after it last was.
+        after: Duration,
+    },
+}
+
+/// Where a replica finds its source, and how it follows it.
+#[derive(Clone)]
+pub struct ReplicaSource {
+    connect: Arc<Connect>,
+    place: String,
+    keys: Vec<LinkKey>,
+    beat: Duration,
+    timeout: Duration,
+    name: String,
+    stale: StalePolicy,
+    tell: Option<Arc<Tell>>,
+}
+
+type Connect = dyn Fn(Duration) -> io::Result<Link> + Send + Sync;
+type Tell = dyn Fn(&ReplicaStatus) + Send + Sync;
+
+impl ReplicaSource {
+    fn new(
+        place: String,
+        connect: impl Fn(Duration) -> io::Result<Link> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            connect: Arc::new(connect),
+            place,
+            keys: Vec::new(),
+            beat: Duration::from_secs(1),
+            timeout: Duration::from_secs(10),
+            name: String::new(),
+            stale: StalePolicy::Serve,
+            tell: None,
+        }
+    }
+
+    /// A node that listens on a TCP address, such as `"10.0.0.7:7878"`.
+    pub fn tcp(address: impl Into<String>) -> Self {
+        let address = address.into();
+        Self::new(address.clone(), move |timeout| Link::connect_tcp(&address, timeout))
+    }
+
+    /// A node that listens on a Unix socket.
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self::new(path.display().to_string(), move |_| Link::connect_unix(&path))
+    }
+
+    /// A node that `connect` makes links to, each time there is none: within the process, over TLS, whatever carries bytes.
+    pub fn links(connect: impl Fn() -> io::Result<Link> + Send + Sync + 'static) -> Self {
+        Self::new("links of the caller's".into(), move |_| connect())
+    }
+
+    /// Both sides prove to each other that they have this key, and every frame by it.
+    #[must_use]
+    pub fn key(mut self, key: LinkKey) -> Self {
+        self.keys = vec![key];
+        self
+    }
+
+    /// Says so often that it is there; default 1 s.
+    #[must_use]
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.beat = every.max(Duration::from_millis(1));
+        self
+    }
+
+    /// A source that says nothing for so long is lost, and connecting may take so long; default 10 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// What the replica calls itself, for people.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = short(name.into());
+        self
+    }
+
+    /// What is done with reads while it has not what its source has; default [`StalePolicy::Serve`].
+    #[must_use]
+    pub fn stale_policy(mut self, policy: StalePolicy) -> Self {
+        self.stale = policy;
+        self
+    }
+
+    /// Told of every change of [`state`](ReplicaStatus::state), on the thread that follows: it must not wait for that.
+    #[must_use]
+    pub fn on_change(mut self, tell: impl Fn(&ReplicaStatus) + Send + Sync + 'static) -> Self {
+        self.tell = Some(Arc::new(tell));
+        self
+    }
+}
+
+impl fmt::Debug for ReplicaSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicaSource").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// What a replica is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReplicaState {
+    /// It looks for its source, or waits before it does again.
+    Connecting,
+    /// Both say who they are, and how to go on.
+    Meeting,
+    /// Leaves come.
+    Receiving,
+    /// Records come as they are written.
+    Streaming,
+    /// The source can't tell yet how to go on.
+    Waiting,
+    /// A rule forbids to follow this source: [`Replica::resync`] decides.
+    Refused,
+    /// It follows no more.
+    Stopped,
+}
+
+/// Why the last link of a replica ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LinkLost {
+    /// No connection could be made.
+    Unreachable(String),
+    /// The connection was lost.
+    Lost(String),
+    /// The source said nothing for too long.
+    Silent,
+    /// The source has not proven the key, or found that this node hasn't.
+    NoProof,
+    /// What came makes no sense, or the source said so of what it got.
+    Protocol(String),
+    /// The source stops.
+    Stopping,
+    /// What came, and what is here, do not add up: what is here is fetched anew.
+    Differs(Option<Fault>),
+    /// It does not follow by itself.
+    Refused(SyncRefused),
+    /// Something failed here.
+    Failed(String),
+    /// The source said that it can't.
+    SourceFailed,
+    /// The source takes no more replicas just now.
+    Busy,
+    /// The source sends longer records than are taken here.
+    TooLarge,
+}
+
+/// How a replica is doing.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// What it is doing.
+    pub state: ReplicaState,
+    /// Where its source is.
+    pub source: String,
+    /// Its last batch.
+    pub position: Position,
+    /// The last batch of its source, as that last said.
+    pub source_seq: Seq,
+    /// Batches that the source has and it hasn't.
+    pub lag: u64,
+    /// How old what it has is, in milliseconds by the primary's clock: 0 while it has all. `None` before anything was heard.
+    pub lag_ms: Option<u64>,
+    /// How it caught up last.
+    pub caught_up: Option<SyncKind>,
+    /// How often it caught up in which way.
+    pub counts: SyncCounts,
+    /// Links that it had.
+    pub links: u64,
+    /// Why the last one ended.
+    pub last_end: Option<LinkLost>,
+    /// Bytes that came of a state that is not whole yet.
+    pub received_bytes: u64,
+}
+
+/// A database that follows another, until it is stopped, promoted or closed.
+#[derive(Clone)]
+pub struct Replica {
+    following: Arc<Following>,
+}
+
+/// What its handles and its thread share.
+pub(crate) struct Following {
+    engine: Weak<Engine>,
+    source: ReplicaSource,
+    state: Mutex<State>,
+    changed: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct State {
+    state: ReplicaState,
+    head: Seq,
+    time_ms: u64,
+    caught_up: Option<SyncKind>,
+    counts: SyncCounts,
+    links: u64,
+    last_end: Option<LinkLost>,
+    received_bytes: u64,
+    is_stopped: bool,
+    may_discard: bool,
+    stop: Arc<Stop>,
+}
+
+impl Database {
+    /// Follows another database from now on: becomes what that is, and takes its writes as they come. It takes none of its own any more
+    /// ([`Error::ReadOnly`]) until it is [promoted](Database::promote). Whom it followed before it leaves.
+    ///
+    /// Reads, stills and saves go on, of what it has, which is at every moment what its primary was at one batch. What it lacks comes in the cheapest
+    /// way that is right: the records that it missed, the leaves that changed, or everything. What it has that the source lacks is given up only
+    /// where rules say that it may be; else it says [`ReplicaState::Refused`] and waits for [`Replica::resync`].
+    ///
+    /// A crash leaves a state of its primary, and what came of another that is not whole is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`].
+    pub fn follow(&self, source: ReplicaSource) -> Result<Replica> {
+        let engine = self.engine();
+        engine.tree().commit.check()?;
+        engine.stop_following();
+        if let Some(log) = engine.log() {
+            log.directory.follows()?;
+        }
+        engine.tree().commit.set_role(Role::Replica);
+        let following = Arc::new(Following {
+            engine: Arc::downgrade(engine),
+            source,
+            state: Mutex::new(State {
+                state: ReplicaState::Connecting,
+                head: Seq(0),
+                time_ms: 0,
+                caught_up: None,
+                counts: SyncCounts::default(),
+                links: 0,
+                last_end: None,
+                received_bytes: 0,
+                is_stopped: false,
+                may_discard: false,
+                stop: Arc::default(),
+            }),
+            changed: Condvar::new(),
+            thread: Mutex::default(),
+        });
+        engine.attend(Arc::downgrade(&following) as Weak<dyn Attendant>);
+        engine.set_following(&following);
+        following.set_in_touch(false);
+        let run = Arc::clone(&following);
+        let thread = thread::Builder::new().name("stillframe-follow".into());
+        let thread = thread.spawn(move || run.run()).expect("the system starts a thread");
+        *lock(&following.thread) = Some(thread);
+        Ok(Replica { following })
+    }
+
+    /// The handle of what was begun with [`follow`](Database::follow), if it goes on.
+    pub fn replica(&self) -> Option<Replica> {
+        self.engine().following().map(|following| Replica { following })
+    }
+}
+
+impl Replica {
+    /// How it is doing.
+    pub fn status(&self) -> ReplicaStatus {
+        self.following.status()
+    }
+
+    /// Waits until it has the batch: a write that was made on the primary can be read here then.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]. [`Error::Gone`] if it is on a line that has come past there without it. [`Error::Closed`].
+    pub fn wait_for(&self, position: Position, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.following.state();
+        loop {
+            let engine = self.following.engine.upgrade().ok_or(Error::Closed)?;
+            let standing = engine.tree().commit.standing();
+            drop(engine);
+            if has(&standing.lineage, position) {
+                return Ok(());
+            }
+            if standing.position.seq >= position.seq {
+                let known = standing.lineage.iter().find(|span| span.history == position.history);
+                return Err(Error::Gone { fork: known.map(|span| span.end) });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::TimedOut);
+            }
+            let waited = self.following.changed.wait_timeout(state, left.min(LOOK));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Gives up, once, what it has and its source lacks, though rules forbid it.
+    pub fn resync(&self) {
+        let mut state = self.following.state();
+        state.may_discard = true;
+        // Where it is refused it waits for this.
+        self.following.changed.notify_all();
+    }
+
+    /// Follows no more; returns when its threads have ended. The database stays a replica, of what it has.
+    pub fn stop(&self) {
+        self.following.stop();
+    }
+
+    /// As [`Database::promote`].
+    ///
+    /// # Errors
+    /// Those of [`Database::promote`], [`Error::Closed`].
+    pub fn promote(&self) -> Result<Position> {
+        let engine = self.following.engine.upgrade().ok_or(Error::Closed)?;
+        engine.promote()
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.status();
+        write!(f, "Replica({:?} at {})", status.state, status.position)
+    }
+}
+
+/// Who waits looks so often whether the database has gone.
+const LOOK: Duration = Duration::from_millis(100);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Following {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn status(&self) -> ReplicaStatus {
+        let position = self.engine.upgrade().map(|engine| engine.tree().commit.standing());
+        let (position, applied_ms) =
+            position.map_or((Position::default(), 0), |own| (own.position, own.time_ms));
+        let state = self.state();
+        let lag = state.head.0.saturating_sub(position.seq.0);
+        let behind = state.time_ms.saturating_sub(applied_ms);
+        ReplicaStatus {
+            state: state.state,
+            source: self.source.place.clone(),
+            position,
+            source_seq: state.head.max(position.seq),
+            lag,
+            lag_ms: (state.time_ms > 0).then_some(if lag == 0 { 0 } else { behind }),
+            caught_up: state.caught_up,
+            counts: state.counts,
+            links: state.links,
+            last_end: state.last_end.clone(),
+            received_bytes: state.received_bytes,
+        }
+    }
+
+    fn set(&self, new: ReplicaState) {
+        let mut state = self.state();
+        if state.state == new {
+            return;
+        }
+        let was = std::mem::replace(&mut state.state, new);
+        drop(state);
+        match (was, new) {
+            (_, ReplicaState::Streaming) => self.set_in_touch(true),
+            (ReplicaState::Streaming, _) => self.set_in_touch(false),
+            _ => {}
+        }
+        self.changed.notify_all();
+        if let Some(tell) = &self.source.tell {
+            tell(&self.status());
+        }
+    }
+
+    /// Records come as they are written, or don't any more.
+    fn set_in_touch(&self, is_in_touch: bool) {
+        let Some(engine) = self.engine.upgrade() else { return };
+        engine.hub.set_lost(!is_in_touch);
+        let refuse_from = match self.source.stale {
+            StalePolicy::Refuse { after } if !is_in_touch => Some(after),
+            _ => None,
+        };
+        let after_ms = |after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        let from = refuse_from.map(|after| uptime_ms().saturating_add(after_ms(after)));
+        engine.tree().commit.refuse_reads_from(from);
+    }
+
+    /// Ends the thread, and waits for it.
+    pub(crate) fn stop(&self) {
+        self.end();
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != thread::current().id()
+        {
+            // A panic there is our bug; the database is what it last was.
+            let _ = thread.join();
+        }
+    }
+
+    /// The thread that follows.
+    fn run(self: Arc<Self>) {
+        let mut kept = Kept::default();
+        let mut retry = FIRST_RETRY;
+        loop {
+            let stop = Arc::new(Stop::default());
+            {
+                let mut state = self.state();
+                if state.is_stopped {
+                    break;
+                }
+                state.stop = Arc::clone(&stop);
+                kept.may_discard |= std::mem::take(&mut state.may_discard);
+            }
+            self.set(ReplicaState::Connecting);
+            let before = self.state().counts;
+            let end = match (self.source.connect)(self.source.timeout) {
+                Err(error) => LinkLost::Unreachable(error.to_string()),
+                Ok(link) => {
+                    self.state().links += 1;
+                    match self.session(link, kept, stop) {
+                        None => break,
+                        Some((after, end)) => {
+                            kept = after;
+                            end
+                        }
+                    }
+                }
+            };
+            let is_refused = matches!(end, LinkLost::Refused(_));
+            let mut state = self.state();
+            state.last_end = Some(end);
+            if state.counts != before {
+                // It came further than the last time.
+                retry = FIRST_RETRY;
+            }
+            if is_refused && !state.is_stopped {
+                drop(state);
+                self.set(ReplicaState::Refused);
+                state = self.state();
+            }
+            let until = Instant::now() + if is_refused { LAST_RETRY } else { retry };
+            retry = (retry * 2).min(LAST_RETRY);
+            while !state.is_stopped && !state.may_discard {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                let waited = self.changed.wait_timeout(state, left.min(LOOK));
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                if self.engine.strong_count() == 0 {
+                    state.is_stopped = true;
+                }
+            }
+        }
+        self.set(ReplicaState::Stopped);
+        if let Some(engine) = self.engine.upgrade() {
+            engine.hub.set_path(Vec::new());
+            // What it is to do with reads it was told for as long as it follows.
+            engine.tree().commit.refuse_reads_from(None);
+        }
+    }
+
+    /// One link, from its first byte to its last.
+    fn session(
+        self: &Arc<Self>,
+        link: Link,
+        kept: Kept,
+        stop: Arc<Stop>,
+    ) -> Option<(Kept, LinkLost)> {
+        let engine = self.engine.upgrade()?;
+        let hub = Arc::clone(&engine.hub);
+        drop(engine);
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let max_body_len = crate::format::record::MAX_BODY_LEN_U32;
+        let limits = SessionLimits {
+            beat_ms: ms(self.source.beat),
+            timeout_ms: ms(self.source.timeout),
+            threads: 0,
+            max_body_len,
+            name: self.source.name.clone(),
+        };
+        let how = Drive {
+            side: Side::Client,
+            secrets: Secrets { keys: self.source.keys.clone(), binding: [0; 32] },
+            timeout: self.source.timeout,
+            beat: self.source.beat,
+            max_body_len,
+            stop,
+        };
+        let signal = Arc::new(Signal::default());
+        let mut kept = Some(kept);
+        let begin = || {
+            let kept = kept.take().unwrap_or_default();
+            let following = Arc::clone(self);
+            let session = ReplicaSession::new((&self.engine, &hub), limits, kept, uptime_ms());
+            Watched { session, following, stage: None }
+        };
+        let (watched, end) = drive(link, &how, &signal, begin);
+        let (refused, fault, kept) = match watched {
+            Some(Watched { session, .. }) => (session.refused, session.fault, session.kept),
+            None => (None, None, kept.take().unwrap_or_default()),
+        };
+        let lost = |error: Option<io::Error>| {
+            LinkLost::Lost(
+                error.map_or_else(|| "the other side ended it".into(), |e| e.to_string()),
+            )
+        };
+        let end = match (refused, end) {
+            (Some(refused), _) => LinkLost::Refused(refused),
+            (_, LinkEnd::Stopped) => LinkLost::Stopping,
+            (_, LinkEnd::Silent | LinkEnd::Session(Ended::By(Reason::Silent, _))) => {
+                LinkLost::Silent
+            }
+            (_, LinkEnd::Lost(error)) => lost(error),
+            (_, LinkEnd::Fault(fault)) => fault_told(&fault),
+            (_, LinkEnd::Session(Ended::Failed(Error::Closed | Error::Poisoned))) => {
+                self.state().is_stopped = true;
+                LinkLost::Failed("the database is closed".into())
+            }
+            (_, LinkEnd::Session(Ended::Failed(error))) => LinkLost::Failed(error.to_string()),
+            (_, LinkEnd::Session(Ended::By(reason, detail))) => told(Bye { reason, detail }, fault),
+            (_, LinkEnd::Session(Ended::Bye(bye))) => told(bye, None),
+        };
+        Some((kept, end))
+    }
+}
+
+fn fault_told(fault: &crate::replication::framing::LinkFault) -> LinkLost {
+    use crate::replication::framing::LinkFault;
+    match fault {
+        LinkFault::NoProof => LinkLost::NoProof,
+        fault => LinkLost::Protocol(fault.to_string()),
+    }
+}
+
+fn told(bye: Bye, fault: Option<Fault>) -> LinkLost {
+    match bye.reason {
+        Reason::Stopping | Reason::Moved => LinkLost::Stopping,
+        Reason::Differs => LinkLost::Differs(fault),
+        Reason::Cycle => LinkLost::Refused(SyncRefused::Cycle),
+        Reason::Busy => LinkLost::Busy,
+        Reason::Silent => LinkLost::Silent,
+        Reason::Failed => LinkLost::SourceFailed,
+        Reason::TooLarge => LinkLost::TooLarge,
+        reason => LinkLost::Protocol(match fault {
+            Some(fault) => fault.to_string(),
+            None => format!("{reason:?}").to_lowercase(),
+        }),
+    }
+}
+
+impl Attendant for Following {
+    fn end(&self) {
+        let mut state = self.state();
+        state.is_stopped = true;
+        state.stop.stop();
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// A session whose progress is told.
+struct Watched {
+    session: ReplicaSession,
+    following: Arc<Following>,
+    stage: Option<Stage>,
+}
+
+impl Watched {
+    fn look(&mut self) {
+        let stage = self.session.stage();
+        {
+            let mut state = self.following.state();
+            state.head = state.head.max(self.session.head);
+            state.time_ms = state.time_ms.max(self.session.time_ms);
+            state.received_bytes =
+                self.session.kept.spool.as_ref().map_or(0, |spool| spool.bytes());
+            if self.stage != Some(stage) {
+                state.caught_up = self.session.caught_up.or(state.caught_up);
+                if stage == Stage::Streaming
+                    && let Some(kind) = self.session.caught_up
+                {
+                    state.counts.add(kind);
+                }
+            }
+        }
+        if self.stage == Some(stage) {
+            return;
+        }
+        self.stage = Some(stage);
+        self.following.set(match stage {
+            Stage::Meeting | Stage::Asked => ReplicaState::Meeting,
+            Stage::Receiving => ReplicaState::Receiving,
+            Stage::Streaming => ReplicaState::Streaming,
+            Stage::Waiting => ReplicaState::Waiting,
+        });
+    }
+}
+
+impl Machine for Watched {
+    fn receive(
+        &mut self,
+        kind: crate::format::wire::MessageKind,
+        payload: &[u8],
+        now_ms: u64,
+    ) -> Step {
+        let received = self.session.receive(kind, payload, now_ms);
+        self.look();
+        self.following.changed.notify_all();
+        received
+    }
+
+    fn fill(
+        &mut self,
+        sealer: &mut crate::replication::framing::Sealer,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+    ) -> Step<Filled> {
+        let filled = self.session.fill(sealer, out, now_ms);
+        self.look();
+        filled
+    }
+
+    fn chore(&mut self) -> Option<Chore> {
+        self.session.chore()
+    }
+
+    fn nap(&mut self, is_active: bool) -> Duration {
+        self.session.nap(is_active)
+    }
+
+    fn heard(&mut self, now_ms: u64) {
+        self.session.heard(now_ms);
+    }
+}

@@ -1,0 +1,510 @@
+//! The replica's half of a session with its source: messages in, messages out.
+//!
+//! It knows neither sockets nor threads nor the time. What it applies it applies when it is handed in.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::applier::{Applier, NotApplied};
+use crate::clock::random_id;
+use crate::commit::Standing;
+use crate::database::Engine;
+use crate::error::SyncRefused;
+use crate::follow::spool::{Spool, needs_of};
+use crate::format::record::{RECORD_HEADER_LEN, RecordHeader};
+use crate::format::wire::{
+    Ack, Ask, Beat, Bye, CutMessage, End, Hello, Mark, MessageKind, Offer, Plan, Reason,
+};
+use crate::position::{Position, Seq};
+use crate::replication::catch_up::{Replica, consent};
+use crate::replication::framing::Sealer;
+use crate::replication::line::{fork, has, term};
+use crate::replication::needs::{Need, Needs};
+use crate::serve::drive::{Chore, Machine};
+use crate::serve::hub::{Hub, SyncKind};
+use crate::serve::session::{Ended, Filled, SessionLimits, Step};
+use crate::{Error, Fault};
+
+/// Who was told to wait, or to ask again, does so after so long.
+const ASK_AGAIN_MS: u64 = 200;
+
+/// What a replica keeps from one session to the next.
+#[derive(Default)]
+pub(crate) struct Kept {
+    /// What came of a state that is not whole yet.
+    pub(crate) spool: Option<Spool>,
+    /// What is here was found to differ from what the source has at the same batch: none of it counts.
+    pub(crate) is_in_doubt: bool,
+    /// What is here may be given up, whatever rule says otherwise.
+    pub(crate) may_discard: bool,
+}
+
+/// How far a session has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Both say who they are.
+    Meeting,
+    /// The source has been asked.
+    Asked,
+    /// It sends a state.
+    Receiving,
+    /// It sends records as they are written.
+    Streaming,
+    /// Nothing follows at present: it is to be asked again.
+    Waiting,
+}
+
+/// See the file's head.
+pub(crate) struct ReplicaSession {
+    engine: Weak<Engine>,
+    hub: Arc<Hub>,
+    limits: SessionLimits,
+    pub(crate) kept: Kept,
+    queue: VecDeque<(MessageKind, Vec<u8>)>,
+    stage: Stage,
+    source: Option<Hello>,
+    /// What was asked for.
+    number: u64,
+    fork: Option<Seq>,
+    base: Needs,
+    applier: Option<Applier>,
+    /// The highest batch that the source said was durable.
+    durable: Seq,
+    /// When a new ask is due.
+    ask_at_ms: Option<u64>,
+    heard_ms: u64,
+    beat_ms: u64,
+    acked: Option<(Position, Seq)>,
+    /// The source wants to know soon what is on the disk.
+    sync_wanted: bool,
+    /// The source's last batch, as it said.
+    pub(crate) head: Seq,
+    /// The primary's clock, as it was last heard.
+    pub(crate) time_ms: u64,
+    /// How it caught up.
+    pub(crate) caught_up: Option<SyncKind>,
+    /// Why it gave up, where a rule says so.
+    pub(crate) refused: Option<SyncRefused>,
+    /// What was wrong with what came.
+    pub(crate) fault: Option<Fault>,
+    has_begun: bool,
+}
+
+impl ReplicaSession {
+    /// A session that begins at `now_ms`.
+    pub(crate) fn new(
+        (engine, hub): (&Weak<Engine>, &Arc<Hub>),
+        limits: SessionLimits,
+        kept: Kept,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            engine: Weak::clone(engine),
+            hub: Arc::clone(hub),
+            limits,
+            kept,
+            queue: VecDeque::new(),
+            stage: Stage::Meeting,
+            source: None,
+            number: 0,
+            fork: None,
+            base: Needs::everywhere(Need::Anything),
+            applier: None,
+            durable: Seq(0),
+            ask_at_ms: None,
+            heard_ms: now_ms,
+            beat_ms: now_ms,
+            acked: None,
+            sync_wanted: false,
+            head: Seq(0),
+            time_ms: 0,
+            caught_up: None,
+            refused: None,
+            fault: None,
+            has_begun: false,
+        }
+    }
+
+    /// The database, if it has not been dropped.
+    fn engine(&self) -> Step<Arc<Engine>> {
+        self.engine.upgrade().ok_or(Ended::By(Reason::Stopping, 0))
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    fn standing(&self, engine: &Arc<Engine>) -> Standing {
+        engine.tree().commit.standing()
+    }
+
+    fn say_hello(&mut self, engine: &Arc<Engine>) {
+        let own = self.standing(engine);
+        let mut payload = Vec::new();
+        let hello = Hello {
+            node: engine.node,
+            dataset: engine.dataset(),
+            term: self.hub.term(&own.lineage),
+            durable: engine.log().map_or(Seq(0), |log| log.durable()),
+            records: own.totals.records,
+            chain: own.chain,
+            is_primary: false,
+            has_written: own.has_written,
+            is_unsettled: false,
+            max_body_len: self.limits.max_body_len,
+            path: Vec::new(),
+            lineage: own.lineage,
+            name: self.limits.name.clone(),
+        };
+        hello.encode(&mut payload);
+        self.queue.push_back((MessageKind::Hello, payload));
+        self.stage = Stage::Meeting;
+        (self.applier, self.ask_at_ms) = (None, None);
+    }
+
+    /// Takes a message that came at `now_ms`.
+    pub(crate) fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step {
+        let engine = &self.engine()?;
+        self.heard_ms = self.heard_ms.max(now_ms);
+        let decoded = |_| Ended::By(Reason::Protocol, 0);
+        match (kind, self.stage) {
+            (MessageKind::Beat, _) => {
+                let beat = Beat::decode(payload).map_err(decoded)?;
+                self.head = self.head.max(beat.seq);
+                self.time_ms = self.time_ms.max(beat.time_ms);
+                self.sync_wanted |= beat.wants_durable;
+                let at = self.hub_mark();
+                self.hub.heard(at, beat.time_ms);
+                Ok(())
+            }
+            (MessageKind::Bye, _) => Err(Ended::Bye(Bye::decode(payload).map_err(decoded)?)),
+            (MessageKind::Hello, Stage::Meeting) => {
+                self.hello(engine, Hello::decode(payload).map_err(decoded)?, now_ms)
+            }
+            (MessageKind::Offer, _) => {
+                self.offer(engine, Offer::decode(payload).map_err(decoded)?, now_ms)
+            }
+            (MessageKind::Cut, Stage::Receiving) => {
+                self.cut(engine, CutMessage::decode(payload).map_err(decoded)?)
+            }
+            (MessageKind::Block, Stage::Receiving) => self.block(payload),
+            (MessageKind::End, Stage::Receiving) => {
+                let end = End::decode(payload).map_err(decoded)?;
+                self.end(engine, end)
+            }
+            (MessageKind::Records, Stage::Streaming) => self.records(engine, payload),
+            (MessageKind::Mark, Stage::Streaming) => {
+                self.mark(engine, &Mark::decode(payload).map_err(decoded)?)
+            }
+            _ => Err(Ended::By(Reason::Protocol, 0)),
+        }
+    }
+
+    /// Up to which batch the primary's line was said to be durable there.
+    fn hub_mark(&self) -> Position {
+        let lineage = self.source.as_ref().map_or(&[][..], |source| &source.lineage);
+        let history = lineage.iter().rfind(|span| span.start <= self.durable);
+        Position {
+            history: history.map(|span| span.history).unwrap_or_default(),
+            seq: self.durable,
+        }
+    }
+
+    fn refuse(&mut self, refused: SyncRefused) -> Ended {
+        self.refused = Some(refused);
+        Ended::By(Reason::Refused, 0)
+    }
+
+    fn hello(&mut self, engine: &Arc<Engine>, source: Hello, now_ms: u64) -> Step {
+        let own = self.standing(engine);
+        if source.node == engine.node || source.path.contains(&engine.node) {
+            return Err(self.refuse(SyncRefused::Cycle));
+        }
+        let known = self.hub.term(&own.lineage);
+        let is_same = source.dataset == engine.dataset();
+        let durable = self.durable.max(self.heard_durable(&own));
+        let replica = Replica {
+            line: &own.lineage,
+            term: known,
+            durable,
+            holds_data: own.totals.records > 0,
+        };
+        // Another data set has nothing in common, whatever it says.
+        let line = if is_same || own.lineage.is_empty() { &source.lineage[..] } else { &[] };
+        let agreed = match !is_same && !own.lineage.is_empty() && !self.kept.may_discard {
+            true => Err(SyncRefused::Stranger),
+            false => consent(&replica, line),
+        };
+        if let Err(refused) = agreed
+            && !self.kept.may_discard
+        {
+            return Err(self.refuse(refused));
+        }
+        self.hub.heard_term(source.term.max(term(&source.lineage)));
+        let mut path = vec![source.node];
+        path.extend(&source.path);
+        path.truncate(64);
+        self.hub.set_path(path);
+        self.durable = source.durable;
+        self.fork = if is_same { fork(&own.lineage, &source.lineage) } else { None };
+        if own.lineage.is_empty() {
+            self.fork = Some(Seq(0));
+        }
+        self.source = Some(source);
+        self.ask(engine, now_ms)
+    }
+
+    fn heard_durable(&self, own: &Standing) -> Seq {
+        let heard = self.hub.durable_heard();
+        if has(&own.lineage, heard) { heard.seq } else { Seq(0) }
+    }
+
+    fn ask(&mut self, engine: &Arc<Engine>, _now_ms: u64) -> Step {
+        let own = self.standing(engine);
+        let Some(source) = &self.source else { return Err(Ended::By(Reason::Protocol, 0)) };
+        self.number += 1;
+        self.base = match self.kept.is_in_doubt {
+            true => Needs::everywhere(Need::Anything),
+            false => needs_of(engine, own.position, self.fork),
+        };
+        let spool = self.kept.spool.take();
+        let spool = spool.filter(|spool| spool.is_usable(own.position, &source.lineage));
+        let spool = match spool {
+            Some(spool) => spool,
+            None => Spool::new(engine, random_id().map_err(Ended::Failed)?),
+        };
+        let (file_id, next_block) = spool.place();
+        let ask = Ask {
+            number: self.number,
+            file_id,
+            next_block,
+            // With a state comes whose it is.
+            takes_records: !spool.is_begun()
+                && !self.kept.is_in_doubt
+                && source.dataset == engine.dataset(),
+            needs: spool.needs(&self.base).ranges().to_vec(),
+        };
+        self.kept.spool = Some(spool);
+        let mut payload = Vec::new();
+        ask.encode(&mut payload);
+        self.queue.push_back((MessageKind::Ask, payload));
+        self.stage = Stage::Asked;
+        Ok(())
+    }
+
+    fn offer(&mut self, engine: &Arc<Engine>, offer: Offer, now_ms: u64) -> Step {
+        if offer.plan == Plan::Retry && self.stage != Stage::Asked {
+            // What it sent goes on from elsewhere.
+            self.say_hello(engine);
+            return Ok(());
+        }
+        if offer.number != self.number || self.stage != Stage::Asked {
+            return Err(Ended::By(Reason::Protocol, 0));
+        }
+        match offer.plan {
+            Plan::Records => {
+                self.kept.spool = None;
+                self.caught_up = Some(SyncKind::Partial);
+                self.applier = Some(Applier::new(engine, self.standing(engine).chain));
+                self.stage = Stage::Streaming;
+            }
+            Plan::Leaves => self.stage = Stage::Receiving,
+            Plan::Retry | Plan::Wait => {
+                self.stage = Stage::Waiting;
+                self.ask_at_ms = Some(now_ms + ASK_AGAIN_MS);
+            }
+            Plan::Heal => return Err(self.refuse(SyncRefused::SourceLostData)),
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, engine: &Arc<Engine>, cut: CutMessage) -> Step {
+        let own = self.standing(engine);
+        if cut.number != self.number {
+            return Err(Ended::By(Reason::Protocol, 0));
+        }
+        // Its line may have changed since it said hello.
+        let at = fork(&own.lineage, &cut.lineage);
+        if self.fork.is_some() && at != self.fork {
+            self.say_hello(engine);
+            return Ok(());
+        }
+        self.caught_up = Some(match self.fork {
+            _ if self.kept.is_in_doubt => SyncKind::Full,
+            None | Some(Seq(0)) => SyncKind::Full,
+            Some(at) if at < own.position.seq => SyncKind::Rewind,
+            Some(_) => SyncKind::Delta,
+        });
+        let Some(spool) = &mut self.kept.spool else { return Err(Ended::By(Reason::Protocol, 0)) };
+        if spool.begin(cut).is_err() {
+            self.kept.spool = None;
+            self.say_hello(engine);
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, block: &[u8]) -> Step {
+        let Some(spool) = &mut self.kept.spool else { return Err(Ended::By(Reason::Protocol, 0)) };
+        spool.block(block).map_err(|error| differs(error, &mut self.fault))
+    }
+
+    fn end(&mut self, engine: &Arc<Engine>, message: End) -> Step {
+        let own = self.standing(engine);
+        let Some(spool) = self.kept.spool.take() else {
+            return Err(Ended::By(Reason::Protocol, 0));
+        };
+        if message.number != self.number {
+            return Err(Ended::By(Reason::Protocol, 0));
+        }
+        let arrival = spool
+            .end(message.blocks, &self.base, &own.lineage)
+            .map_err(|error| differs(error, &mut self.fault))?;
+        let chain = arrival.chain;
+        let dataset = self.source.as_ref().map_or_else(Default::default, |source| source.dataset);
+        if let Err(error) = engine.put_in_place(arrival, dataset) {
+            if let Error::Corrupt { what, .. } = error {
+                self.fault = Some(what);
+                // What is here does not add up with what came: nothing that is here counts any more.
+                self.kept.is_in_doubt = true;
+                return Err(Ended::By(Reason::Differs, 0));
+            }
+            return Err(Ended::Failed(error));
+        }
+        (self.kept.is_in_doubt, self.kept.may_discard) = (false, false);
+        self.applier = Some(Applier::new(engine, chain));
+        self.stage = Stage::Streaming;
+        Ok(())
+    }
+
+    fn records(&mut self, engine: &Arc<Engine>, mut payload: &[u8]) -> Step {
+        let Some(applier) = &mut self.applier else {
+            return Err(Ended::By(Reason::Protocol, 0));
+        };
+        while !payload.is_empty() {
+            let protocol = || Ended::By(Reason::Protocol, 0);
+            let (head, rest) =
+                payload.split_first_chunk::<RECORD_HEADER_LEN>().ok_or_else(protocol)?;
+            let header = RecordHeader::decode(head).map_err(|_| protocol())?;
+            if header.body_len as usize > rest.len() {
+                return Err(protocol());
+            }
+            let (body, rest) = rest.split_at(header.body_len as usize);
+            match applier.apply(engine, &header, body) {
+                Ok(()) => {}
+                // A record that does not belong behind what is here: only leaves tell what is different.
+                Err(NotApplied::Fault(fault)) => {
+                    self.fault = Some(fault);
+                    return Err(Ended::By(Reason::Differs, header.seq.0));
+                }
+                Err(NotApplied::Error(error)) => return Err(Ended::Failed(error)),
+            }
+            payload = rest;
+        }
+        self.head = self.head.max(applier.position().seq);
+        Ok(())
+    }
+
+    fn mark(&mut self, engine: &Arc<Engine>, mark: &Mark) -> Step {
+        let own = self.standing(engine);
+        if own.position != mark.position {
+            return Err(Ended::By(Reason::Differs, mark.position.seq.0));
+        }
+        if own.totals.fingerprint != mark.fingerprint {
+            self.kept.is_in_doubt = true;
+            let (got, expected) = (own.totals.fingerprint, mark.fingerprint);
+            self.fault = Some(Fault::Mismatch { field: "fingerprint", got, expected });
+            return Err(Ended::By(Reason::Differs, mark.position.seq.0));
+        }
+        self.durable = mark.durable;
+        self.time_ms = self.time_ms.max(mark.time_ms);
+        let history = own.lineage.iter().rfind(|span| span.start <= mark.durable);
+        let history = history.map(|span| span.history).unwrap_or_default();
+        self.hub.heard(Position { history, seq: mark.durable }, mark.time_ms);
+        Ok(())
+    }
+
+    /// Appends to `out` what is to be sent now.
+    pub(crate) fn fill(
+        &mut self,
+        sealer: &mut Sealer,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+    ) -> Step<Filled> {
+        let engine = &self.engine()?;
+        if now_ms.saturating_sub(self.heard_ms) > self.limits.timeout_ms {
+            return Err(Ended::By(Reason::Silent, 0));
+        }
+        if !self.has_begun || self.ask_at_ms.is_some_and(|at| at <= now_ms) {
+            self.has_begun = true;
+            self.say_hello(engine);
+        }
+        while let Some((kind, payload)) = self.queue.pop_front() {
+            sealer.seal(kind, &payload, out);
+        }
+        if self.stage == Stage::Streaming {
+            self.acknowledge(engine, sealer, out);
+        }
+        if now_ms.saturating_sub(self.beat_ms) >= self.limits.beat_ms {
+            self.beat_ms = now_ms;
+            let seq = engine.tree().commit.position().seq;
+            sealer.seal_with(MessageKind::Beat, out, |out| {
+                Beat { seq, time_ms: 0, wants_durable: false }.encode(out);
+            });
+        }
+        Ok(Filled::Idle)
+    }
+
+    fn acknowledge(&mut self, engine: &Arc<Engine>, sealer: &mut Sealer, out: &mut Vec<u8>) {
+        let applied = engine.tree().commit.position();
+        let durable = engine.log().map_or(Seq(0), |log| log.durable()).min(applied.seq);
+        if self.acked == Some((applied, durable)) {
+            return;
+        }
+        self.acked = Some((applied, durable));
+        sealer.seal_with(MessageKind::Ack, out, |out| Ack { applied, durable }.encode(out));
+    }
+}
+
+impl Machine for ReplicaSession {
+    fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step {
+        self.receive(kind, payload, now_ms)
+    }
+
+    fn fill(&mut self, sealer: &mut Sealer, out: &mut Vec<u8>, now_ms: u64) -> Step<Filled> {
+        self.fill(sealer, out, now_ms)
+    }
+
+    fn chore(&mut self) -> Option<Chore> {
+        let is_wanted = std::mem::take(&mut self.sync_wanted);
+        let engine = self.engine.upgrade().filter(|_| is_wanted)?;
+        let log = Arc::clone(engine.log()?);
+        let tree = Arc::clone(engine.tree());
+        // If it fails, the next record says so.
+        Some(Box::new(move || drop(log.sync(&tree.commit, tree.commit.position().seq))))
+    }
+
+    fn nap(&mut self, _is_active: bool) -> Duration {
+        let at_most = if self.ask_at_ms.is_some() { ASK_AGAIN_MS } else { self.limits.beat_ms };
+        Duration::from_millis(at_most)
+    }
+
+    fn heard(&mut self, now_ms: u64) {
+        self.heard_ms = self.heard_ms.max(now_ms);
+    }
+}
+
+/// What came makes no sense.
+fn differs(error: Error, told: &mut Option<Fault>) -> Ended {
+    match error {
+        Error::Corrupt { what, .. } => {
+            let reason = match what {
+                Fault::Order { .. } => Reason::Protocol,
+                _ => Reason::Differs,
+            };
+            *told = Some(what);
+            Ended::By(reason, 0)
+        }
+        error => Ended::Failed(error),
+    }
+}

@@ -1,0 +1,260 @@
+//! What a source has sent of a state, block by block, until it is whole.
+//!
+//! Leaves are built as they come and wait here; the database stays what it is until all of them are there and add up. If the link is lost on the
+//! way, what came is kept: each *pass*, a walk of some source over the state at a cut of its own, brings the keys below where it ended, the *zone*, to its cut. The next
+//! pass, of whatever source that has this cut on its line, sends there only what changed since. At the end of a pass
+//! everything stands at one batch.
+//!
+//! It rests on the database's own state as that was when it was begun: once that has moved, it is worth nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::database::Engine;
+use crate::format::snapshot::{FileId, Span};
+use crate::format::wire::CutMessage;
+use crate::install::{Arrival, sums_of};
+use crate::position::{Position, Seq};
+use crate::replication::line::{end, has};
+use crate::replication::needs::{Need, Needs};
+use crate::storage::STREAM;
+use crate::storage::load::{Arrived, Blocks};
+use crate::tree::{BuiltLeaf, Bulk};
+use crate::{Error, Fault, Result};
+
+/// See the file's head.
+pub(crate) struct Spool {
+    bulk: Bulk,
+    /// Mixed into the checksums of its blocks.
+    file_id: FileId,
+    next_block: u64,
+    /// The state that it rests on.
+    base: Position,
+    /// Up to where, and to which cut, passes came: the one that reaches farthest first, which is the oldest.
+    zones: Vec<Zone>,
+    /// The pass that runs.
+    pass: Option<Pass>,
+    /// What came, by where it starts: ranges that do not overlap, each with the leaves that tile it.
+    runs: BTreeMap<Vec<u8>, Run>,
+    /// Bytes of blocks that came.
+    bytes: u64,
+}
+
+struct Zone {
+    /// Where it ends; `None` at the end of the key space.
+    end: Option<Vec<u8>>,
+    cut: Position,
+}
+
+struct Pass {
+    cut: CutMessage,
+    blocks: Blocks,
+    /// Where the last leaf block ended; `None` once that is the end of the key space.
+    at: Option<Vec<u8>>,
+    count: u64,
+}
+
+struct Run {
+    high: Option<Vec<u8>>,
+    leaves: Vec<BuiltLeaf>,
+}
+
+impl Spool {
+    /// Rests on the present of `engine`.
+    pub(crate) fn new(engine: &Engine, file_id: FileId) -> Self {
+        Self {
+            bulk: engine.tree().bulk(),
+            file_id,
+            next_block: 0,
+            base: engine.tree().commit.position(),
+            zones: Vec::new(),
+            pass: None,
+            runs: BTreeMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// What its blocks are to be numbered with.
+    pub(crate) fn place(&self) -> (FileId, u64) {
+        (self.file_id, self.next_block)
+    }
+
+    /// Bytes of blocks that came.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether anything is in it.
+    pub(crate) fn is_begun(&self) -> bool {
+        !self.zones.is_empty()
+    }
+
+    /// Whether it goes on with a source of this line, on the database as it is.
+    pub(crate) fn is_usable(&self, own: Position, line: &[Span]) -> bool {
+        self.base == own && self.zones.iter().all(|zone| has(line, zone.cut))
+    }
+
+    /// What it needs, where without it `base` would be needed.
+    pub(crate) fn needs(&self, base: &Needs) -> Needs {
+        base.within_zones(self.zones.iter().map(|zone| (zone.end.as_deref(), zone.cut.seq)))
+    }
+
+    /// A pass begins.
+    ///
+    /// # Errors
+    /// If it is on another line than those before.
+    pub(crate) fn begin(&mut self, cut: CutMessage) -> std::result::Result<(), Fault> {
+        if !self.zones.iter().all(|zone| has(&cut.lineage, zone.cut)) {
+            return Err(Fault::Foreign { field: "line of a cut" });
+        }
+        let (blocks, at) = (Blocks::default(), Some(Vec::new()));
+        self.pass = Some(Pass { cut, blocks, at, count: 0 });
+        Ok(())
+    }
+
+    /// Takes the next block of the pass.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it is not what should come.
+    pub(crate) fn block(&mut self, block: &[u8]) -> Result<()> {
+        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
+        let early = || told(Fault::Order { field: "messages of a pass" });
+        let pass = self.pass.as_mut().ok_or_else(early)?;
+        let arrived = pass.blocks.take(&self.bulk, block, &self.file_id, self.next_block)?;
+        self.next_block += 1;
+        self.bytes += block.len() as u64;
+        pass.count += 1;
+        let Some(Arrived { low, high, leaves }) = arrived else { return Ok(()) };
+        if pass.at.as_ref().is_none_or(|at| low < *at) {
+            return Err(told(Fault::Order { field: "fences of leaf blocks" }));
+        }
+        pass.at.clone_from(&high);
+        let cut = end(&pass.cut.lineage);
+        self.put(low, high.clone(), leaves);
+        self.reach(high, cut);
+        Ok(())
+    }
+
+    /// The zone of the pass that runs reaches to `end`.
+    fn reach(&mut self, end: Option<Vec<u8>>, cut: Position) {
+        if self.zones.last().is_some_and(|last| last.cut == cut) {
+            self.zones.pop();
+        }
+        let reaches_beyond = |zone: &Zone| match (&zone.end, &end) {
+            (None, Some(_)) => true,
+            (Some(other), Some(end)) => other > end,
+            (_, None) => false,
+        };
+        self.zones.retain(reaches_beyond);
+        self.zones.push(Zone { end, cut });
+    }
+
+    /// Puts leaves that tile `[low, high)` in the place of what is there.
+    fn put(&mut self, low: Vec<u8>, high: Option<Vec<u8>>, leaves: Vec<BuiltLeaf>) {
+        // The usual way: they go behind all there is.
+        if let Some(mut last) = self.runs.last_entry()
+            && last.get().high.as_ref() == Some(&low)
+        {
+            let run = last.get_mut();
+            run.leaves.extend(leaves);
+            run.high = high;
+            return;
+        }
+        let below = self.runs.range(..low.clone()).next_back().map(|(start, _)| start.clone());
+        let within = self.runs.range(low.clone()..).map(|(start, _)| start.clone());
+        let within = within.take_while(|start| high.as_ref().is_none_or(|high| start < high));
+        let touched: Vec<_> = below.into_iter().chain(within).collect();
+        for start in touched {
+            let Some(run) = self.runs.remove(&start) else { continue };
+            let mut leaves = run.leaves.into();
+            if start < low {
+                let left = BuiltLeaf::take_below(&mut leaves, &low);
+                let ends_before = run.high.as_ref().is_some_and(|end| *end <= low);
+                let end = if ends_before { run.high.clone() } else { Some(low.clone()) };
+                self.runs.insert(start, Run { high: end, leaves: left });
+                if ends_before {
+                    continue;
+                }
+            }
+            let Some(high) = &high else { continue };
+            if run.high.as_ref().is_none_or(|end| end > high) {
+                drop(BuiltLeaf::take_below(&mut leaves, high));
+                self.runs.insert(high.clone(), Run { high: run.high, leaves: leaves.into() });
+            }
+        }
+        self.runs.insert(low, Run { high, leaves });
+    }
+
+    /// The pass has ended, with so many blocks: what came is the state at its cut, or what is to be put in the place of what is there for it, if in all ranges
+    /// that `base` needs something came. `own` is the line of what is there.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if that is not so.
+    pub(crate) fn end(mut self, blocks: u64, base: &Needs, own: &[Span]) -> Result<Arrival> {
+        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
+        let early = || told(Fault::Order { field: "messages of a pass" });
+        let pass = self.pass.take().ok_or_else(early)?;
+        if pass.blocks.are_incomplete() {
+            return Err(early());
+        }
+        if pass.count != blocks {
+            let (field, got, expected) = ("blocks of a cut", pass.count, blocks);
+            return Err(told(Fault::Mismatch { field, got, expected }));
+        }
+        if !self.covers(base) {
+            return Err(told(Fault::Foreign { field: "range without a block" }));
+        }
+        let CutMessage { time_ms, records, fingerprint, chain, lineage, .. } = pass.cut;
+        let ranges: Vec<_> = self.runs.into_values().map(|run| run.leaves).collect();
+        Ok(Arrival {
+            sums: sums_of(ranges.iter().flatten()),
+            ranges,
+            position: end(&lineage),
+            time_ms,
+            chain,
+            records,
+            fingerprint,
+            rewinds: !has(&lineage, end(own)),
+            lineage,
+        })
+    }
+
+    /// Whether something came for all that `base` needs whatever it is.
+    fn covers(&self, base: &Needs) -> bool {
+        let ranges = base.ranges();
+        ranges.iter().enumerate().all(|(at, (low, need))| {
+            *need != Need::Anything
+                || self.has_all(low, ranges.get(at + 1).map(|(next, _)| &next[..]))
+        })
+    }
+
+    /// Whether all of `[low, high)` came.
+    fn has_all(&self, low: &[u8], high: Option<&[u8]>) -> bool {
+        let mut at = low.to_vec();
+        loop {
+            let run = self.runs.range(..=at.clone()).next_back();
+            match run.map(|(_, run)| &run.high) {
+                None => return false,
+                Some(None) => return true,
+                Some(Some(end)) if *end <= at => return false,
+                Some(Some(end)) if high.is_some_and(|high| &end[..] >= high) => return true,
+                Some(Some(end)) => at.clone_from(end),
+            }
+        }
+    }
+}
+
+/// What a database with these own leaves needs of a source with which it has everything up to `fork`, beyond which its own count for nothing; of one
+/// with which it has nothing, everything.
+pub(crate) fn needs_of(engine: &Engine, own: Position, fork: Option<Seq>) -> Needs {
+    let Some(fork) = fork else { return Needs::everywhere(Need::Anything) };
+    let mut needs = Needs::everywhere(Need::NewerThan(fork));
+    if fork < own.seq {
+        engine.tree().stamps(|low, high, stamp| {
+            if stamp > fork {
+                needs.set(low, high, Need::Anything);
+            }
+        });
+    }
+    needs
+}

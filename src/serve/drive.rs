@@ -1,0 +1,415 @@
+//! Drives one end of a session over a link: bytes in, messages to a machine, messages out, bytes.
+//!
+//! Three threads. One reads and does nothing else, so that the other side is never taken for dead because something here takes long; what it
+//! has read and nobody has taken yet is bounded. One has the machine take what came. One has it say what there is to say, and writes. The
+//! machine is locked by either while it has it; the writer does not wait for it: while it is busy for long, it says that one is there.
+
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::clock::{os_random, uptime_ms};
+use crate::format::record::RECORD_HEADER_LEN;
+use crate::format::wire::{Beat, Bye, MessageKind, Reason};
+use crate::position::Seq;
+use crate::replication::auth::Side;
+use crate::replication::framing::{Handshake, LinkFault, Opener, Sealer, Secrets};
+use crate::replication::link::{Closer, Halves, Link};
+use crate::serve::session::{Ended, Filled, Step};
+use crate::serve::signal::Signal;
+
+/// Read at once, and chunks of it that may wait.
+const CHUNK: usize = 64 << 10;
+const CHUNKS: usize = 16;
+/// After something was said or heard so long, more is expected soon.
+const ACTIVE: Duration = Duration::from_millis(5);
+
+/// One end of a session, as a machine.
+pub(crate) trait Machine: Send {
+    /// Takes a message that was proven.
+    fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step;
+    /// Appends what is to be said now.
+    fn fill(&mut self, sealer: &mut Sealer, out: &mut Vec<u8>, now_ms: u64) -> Step<Filled>;
+    /// Work that takes long and does not need the machine: done by who writes.
+    fn chore(&mut self) -> Option<Chore> {
+        None
+    }
+    /// How long nothing is to be said, if nobody wakes it before.
+    fn nap(&mut self, is_active: bool) -> Duration;
+    /// The other side was heard, or was kept from being heard.
+    fn heard(&mut self, now_ms: u64);
+}
+
+pub(crate) type Chore = Box<dyn FnOnce() + Send>;
+
+/// How a session is driven.
+pub(crate) struct Drive {
+    pub(crate) side: Side,
+    pub(crate) secrets: Secrets,
+    pub(crate) timeout: Duration,
+    pub(crate) beat: Duration,
+    pub(crate) max_body_len: u32,
+    pub(crate) stop: Arc<Stop>,
+}
+
+/// Ends a session from outside.
+#[derive(Default)]
+pub(crate) struct Stop {
+    is_set: AtomicBool,
+    now: Mutex<Option<(Closer, Arc<Signal>)>>,
+}
+
+impl Stop {
+    /// The session says that it stops, and ends.
+    pub(crate) fn stop(&self) {
+        // Release: who sees it sees what was done before.
+        self.is_set.store(true, Ordering::Release);
+        if let Some((_, signal)) = &*lock(&self.now) {
+            signal.wake();
+        }
+    }
+
+    /// Ends it whatever it does.
+    pub(crate) fn close(&self) {
+        self.is_set.store(true, Ordering::Release);
+        if let Some((closer, _)) = &*lock(&self.now) {
+            closer.close();
+        }
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why the bytes of a link are not taken any more.
+#[derive(Debug)]
+pub(crate) enum LinkEnd {
+    /// The session has ended, as its machine or the other's says.
+    Session(Ended),
+    /// The other is gone, or the link is.
+    Lost(Option<io::Error>),
+    /// The other has said nothing for too long.
+    Silent,
+    /// The other is not who it should be, or speaks another language.
+    Fault(LinkFault),
+    /// It was told to stop.
+    Stopped,
+}
+
+impl From<LinkFault> for LinkEnd {
+    fn from(fault: LinkFault) -> Self {
+        LinkEnd::Fault(fault)
+    }
+}
+
+impl From<Ended> for LinkEnd {
+    fn from(ended: Ended) -> Self {
+        LinkEnd::Session(ended)
+    }
+}
+
+/// Drives the machine that `begin` makes once the other side has proven who it is, to the end of the session; returns it, if it came to that.
+pub(crate) fn drive<M: Machine + 'static>(
+    link: Link,
+    how: &Drive,
+    signal: &Arc<Signal>,
+    begin: impl FnOnce() -> M,
+) -> (Option<M>, LinkEnd) {
+    let Halves { reader, mut writer, closer, binding, .. } = link.split();
+    *lock(&how.stop.now) = Some((closer.clone(), Arc::clone(signal)));
+    let (hand_over, chunks) = bounded(CHUNKS);
+    let (give_back, spent) = bounded(CHUNKS);
+    let reading = spawn("stillframe-read", move || read(reader, &hand_over, &spent));
+    let chunks = Chunks { chunks, give_back };
+    let secrets = Secrets { binding, ..how.secrets.clone() };
+    let (machine, end) = match meet(&secrets, how, &chunks, &mut *writer) {
+        Err(end) => (None, end),
+        Ok((sealer, opener)) => {
+            let mut machine = begin();
+            machine.heard(uptime_ms());
+            let shared = Arc::new(Shared {
+                machine: Mutex::new(machine),
+                signal: Arc::clone(signal),
+                stop: Arc::clone(&how.stop),
+                end: Mutex::new(None),
+                beat: how.beat,
+            });
+            let (writing, sides) = (Arc::clone(&shared), closer.clone());
+            let writing = spawn("stillframe-write", move || {
+                writing.write(sealer, &mut *writer);
+                sides.close();
+            });
+            let end = shared.take(opener, how.timeout, &chunks);
+            if let Some(end) = end {
+                lock(&shared.end).get_or_insert(end);
+            }
+            // It says goodbye, if it can at once.
+            shared.signal.wake();
+            let until = Instant::now() + GOODBYE;
+            while !writing.is_finished() && Instant::now() < until {
+                chunks.pass(Duration::from_millis(1));
+            }
+            closer.close();
+            chunks.drain();
+            // A panic there is told below: the machine is poisoned.
+            let _ = writing.join();
+            let end = lock(&shared.end).take().unwrap_or(LinkEnd::Lost(None));
+            let shared = Arc::into_inner(shared).expect("the writer has gone");
+            let machine = shared.machine.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (Some(machine), end)
+        }
+    };
+    closer.close();
+    // The reader may wait to hand over what nobody takes any more.
+    chunks.drain();
+    let _ = reading.join();
+    *lock(&how.stop.now) = None;
+    (machine, end)
+}
+
+/// Who ends a session may say so for so long.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let thread = thread::Builder::new().name(name.into());
+    thread.spawn(run).expect("the system starts a thread")
+}
+
+/// Reads until the link ends, or nobody takes what was read.
+fn read(
+    mut reader: Box<dyn Read + Send>,
+    hand_over: &Sender<io::Result<Vec<u8>>>,
+    spent: &Receiver<Vec<u8>>,
+) {
+    loop {
+        let mut chunk = spent.try_recv().unwrap_or_default();
+        chunk.resize(CHUNK, 0);
+        let read = match reader.read(&mut chunk) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read,
+        };
+        let is_over = matches!(read, Ok(0) | Err(_));
+        let chunk = read.map(|len| {
+            chunk.truncate(len);
+            chunk
+        });
+        if hand_over.send(chunk).is_err() || is_over {
+            return;
+        }
+    }
+}
+
+/// What was read, in order; an empty chunk at the end.
+struct Chunks {
+    chunks: Receiver<io::Result<Vec<u8>>>,
+    give_back: Sender<Vec<u8>>,
+}
+
+impl Chunks {
+    /// The next; `None` if there is none in time.
+    fn next(&self, within: Duration) -> Result<Option<Vec<u8>>, LinkEnd> {
+        match self.chunks.recv_timeout(within) {
+            Ok(Ok(chunk)) if !chunk.is_empty() => Ok(Some(chunk)),
+            Ok(Ok(_)) | Err(RecvTimeoutError::Disconnected) => Err(LinkEnd::Lost(None)),
+            Ok(Err(error)) => Err(LinkEnd::Lost(Some(error))),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+        }
+    }
+
+    fn spent(&self, chunk: Vec<u8>) {
+        // Full: it is freed.
+        let _ = self.give_back.try_send(chunk);
+    }
+
+    /// Lets what comes go for so long.
+    fn pass(&self, within: Duration) {
+        if self.chunks.recv_timeout(within).is_err() {
+            thread::sleep(within);
+        }
+    }
+
+    /// Lets go of all that comes until the reader has ended.
+    fn drain(&self) {
+        while self.chunks.recv().is_ok() {}
+    }
+}
+
+/// Both sides prove who they are.
+fn meet(
+    secrets: &Secrets,
+    how: &Drive,
+    chunks: &Chunks,
+    writer: &mut (dyn Write + Send),
+) -> Result<(Sealer, Opener), LinkEnd> {
+    let nonce = os_random().map_err(|error| LinkEnd::Lost(Some(error)))?;
+    let (mut handshake, mut out) = match how.side {
+        Side::Client => Handshake::client(secrets, nonce),
+        Side::Server => (Handshake::server(secrets, nonce), Vec::new()),
+    };
+    let deadline = Instant::now() + how.timeout;
+    loop {
+        if !out.is_empty() {
+            let sent = writer.write_all(&out).and_then(|()| writer.flush());
+            sent.map_err(|error| LinkEnd::Lost(Some(error)))?;
+            out.clear();
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if how.stop.is_set() {
+            return Err(LinkEnd::Stopped);
+        }
+        if left.is_zero() {
+            return Err(LinkEnd::Silent);
+        }
+        let Some(chunk) = chunks.next(left.min(LOOK))? else { continue };
+        let met = handshake.receive(&chunk, &mut out)?;
+        chunks.spent(chunk);
+        if let Some((sealer, mut opener)) = met {
+            if !out.is_empty() {
+                let sent = writer.write_all(&out).and_then(|()| writer.flush());
+                sent.map_err(|error| LinkEnd::Lost(Some(error)))?;
+            }
+            opener.set_record_limit(how.max_body_len as usize + RECORD_HEADER_LEN);
+            return Ok((sealer, opener));
+        }
+    }
+}
+
+/// So often it is looked whether to stop, while nothing comes.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What both who take and who write have.
+struct Shared<M> {
+    machine: Mutex<M>,
+    signal: Arc<Signal>,
+    stop: Arc<Stop>,
+    /// Why the session ends, by whoever finds out first.
+    end: Mutex<Option<LinkEnd>>,
+    beat: Duration,
+}
+
+impl<M: Machine> Shared<M> {
+    /// Has the machine take what comes, until the session ends.
+    fn take(&self, mut opener: Opener, timeout: Duration, chunks: &Chunks) -> Option<LinkEnd> {
+        let mut heard = Instant::now();
+        // What came with the handshake.
+        let mut chunk = Vec::new();
+        loop {
+            opener.receive(&chunk);
+            chunks.spent(std::mem::take(&mut chunk));
+            loop {
+                let message = match opener.next() {
+                    Ok(message) => message,
+                    Err(fault) => return Some(fault.into()),
+                };
+                let Some((kind, payload)) = message else { break };
+                let mut machine = lock(&self.machine);
+                let taken = machine.receive(kind, &payload, uptime_ms());
+                // It may have taken long.
+                machine.heard(uptime_ms());
+                drop(machine);
+                if let Err(ended) = taken {
+                    return Some(ended.into());
+                }
+            }
+            self.signal.wake();
+            chunk = loop {
+                if self.stop.is_set() {
+                    return Some(LinkEnd::Stopped);
+                }
+                if lock(&self.end).is_some() {
+                    return None;
+                }
+                match chunks.next(LOOK) {
+                    Ok(Some(chunk)) => {
+                        heard = Instant::now();
+                        break chunk;
+                    }
+                    Ok(None) if heard.elapsed() > timeout => return Some(LinkEnd::Silent),
+                    Ok(None) => {}
+                    Err(end) => return Some(end),
+                }
+            };
+        }
+    }
+
+    /// Writes what the machine has to say, until the session ends.
+    fn write(&self, mut sealer: Sealer, writer: &mut (dyn Write + Send)) {
+        let (mut out, mut active, mut written) = (Vec::new(), Instant::now(), Instant::now());
+        loop {
+            let end = lock(&self.end).is_some();
+            if end || self.stop.is_set() {
+                return self.say_goodbye(&mut sealer, &mut out, writer);
+            }
+            let mut chore = None;
+            let filled = match self.machine.try_lock() {
+                Ok(mut machine) => {
+                    chore = machine.chore();
+                    machine.fill(&mut sealer, &mut out, uptime_ms())
+                }
+                Err(TryLockError::Poisoned(_)) => Err(Ended::By(Reason::Failed, 0)),
+                Err(TryLockError::WouldBlock) => {
+                    if written.elapsed() >= self.beat {
+                        sealer.seal_with(MessageKind::Beat, &mut out, |out| {
+                            Beat { seq: Seq(0), time_ms: 0, wants_durable: false }.encode(out);
+                        });
+                    }
+                    Ok(Filled::Idle)
+                }
+            };
+            let filled = match filled {
+                Ok(filled) => filled,
+                Err(ended) => {
+                    lock(&self.end).get_or_insert(LinkEnd::Session(ended));
+                    return self.say_goodbye(&mut sealer, &mut out, writer);
+                }
+            };
+            if !out.is_empty() {
+                if let Err(error) = writer.write_all(&out).and_then(|()| writer.flush()) {
+                    lock(&self.end).get_or_insert(LinkEnd::Lost(Some(error)));
+                    return;
+                }
+                out.clear();
+                (active, written) = (Instant::now(), Instant::now());
+            }
+            if let Some(chore) = chore {
+                chore();
+                continue;
+            }
+            if filled == Filled::Idle {
+                let nap = match self.machine.try_lock() {
+                    Ok(mut machine) => machine.nap(active.elapsed() < ACTIVE),
+                    Err(_) => LOOK.min(self.beat),
+                };
+                if !nap.is_zero() {
+                    self.signal.wait(nap);
+                }
+            }
+        }
+    }
+
+    /// Says why the session ends, if the other does not know.
+    fn say_goodbye(&self, sealer: &mut Sealer, out: &mut Vec<u8>, writer: &mut (dyn Write + Send)) {
+        let bye = match &*lock(&self.end) {
+            Some(LinkEnd::Session(ended)) => ended.bye(),
+            Some(LinkEnd::Lost(_)) => None,
+            Some(LinkEnd::Silent) => Some(Bye { reason: Reason::Silent, detail: 0 }),
+            Some(LinkEnd::Fault(_)) => Some(Bye { reason: Reason::Protocol, detail: 0 }),
+            Some(LinkEnd::Stopped) | None => Some(Bye { reason: Reason::Stopping, detail: 0 }),
+        };
+        if let Some(bye) = bye {
+            sealer.seal_with(MessageKind::Bye, out, |out| bye.encode(out));
+        }
+        // It has ended, whether the other is told or not.
+        let _ = writer.write_all(out).and_then(|()| writer.flush());
+        lock(&self.end).get_or_insert(LinkEnd::Stopped);
+    }
+}

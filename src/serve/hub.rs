@@ -1,0 +1,408 @@
+//! What a database knows of its replicas: who they are, how far they are, who waits for them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::commit::{Role, Standing};
+use crate::database::Engine;
+use crate::format::snapshot::Span;
+use crate::format::wire::{Ack, Hello};
+use crate::position::{Position, Seq};
+use crate::replication::catch_up::CatchUp;
+use crate::replication::line::{has, term};
+use crate::serve::signal::Signal;
+
+/// So many replicas are sent leaves at once, unless told otherwise.
+const TRANSFERS: usize = 2;
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    state: Mutex<State>,
+    /// An acknowledgement came, or a session came or went.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    sessions: BTreeMap<u64, Session>,
+    next_id: u64,
+    /// Sessions that leaves are sent in, and how many there may be.
+    transfers: usize,
+    most_transfers: usize,
+    counts: SyncCounts,
+    /// Who waits until something is on replicas' disks: how many, and up to which batch.
+    waiters: BTreeMap<u64, Seq>,
+    upstream: Upstream,
+}
+
+/// What is known of the node that is followed.
+#[derive(Debug, Default)]
+struct Upstream {
+    /// The nodes that are followed, the nearest first.
+    path: Vec<[u8; 16]>,
+    /// The highest batch that was said to be durable on the primary, on the line of what was then the present.
+    durable: Position,
+    /// By the primary's clock.
+    time_ms: u64,
+    /// Nothing was heard of the primary of late, though it is followed.
+    is_lost: bool,
+    /// The highest term that was heard of.
+    term: u64,
+}
+
+#[derive(Debug)]
+struct Session {
+    signal: Arc<Signal>,
+    peer: String,
+    hello: Option<([u8; 16], String)>,
+    ack: Option<Ack>,
+    heard: Instant,
+    sent_bytes: u64,
+    way: Option<SyncKind>,
+    /// The last batch up to which it was asked to make all durable.
+    asked: Seq,
+}
+
+/// How a replica caught up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SyncKind {
+    /// Records that it had missed.
+    Partial,
+    /// Leaves that had changed.
+    Delta,
+    /// As delta, and what it had written on another line was replaced.
+    Rewind,
+    /// Everything.
+    Full,
+}
+
+/// How many replicas caught up in which way since the database was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SyncCounts {
+    /// See [`SyncKind::Partial`].
+    pub partial: u64,
+    /// See [`SyncKind::Delta`].
+    pub delta: u64,
+    /// See [`SyncKind::Rewind`].
+    pub rewind: u64,
+    /// See [`SyncKind::Full`].
+    pub full: u64,
+}
+
+impl SyncCounts {
+    pub(crate) fn add(&mut self, kind: SyncKind) {
+        match kind {
+            SyncKind::Partial => self.partial += 1,
+            SyncKind::Delta => self.delta += 1,
+            SyncKind::Rewind => self.rewind += 1,
+            SyncKind::Full => self.full += 1,
+        }
+    }
+}
+
+/// One replica, as its source knows it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ReplicaInfo {
+    /// Where it is connected from.
+    pub peer: String,
+    /// What it calls itself.
+    pub name: String,
+    /// Its node: random, kept in its directory.
+    pub node: [u8; 16],
+    /// The last batch that it has applied; `None` before it has said so.
+    pub applied: Option<Position>,
+    /// The last batch that it has on its disk.
+    pub durable: Option<Seq>,
+    /// Batches that it has not applied.
+    pub lag: u64,
+    /// Since it was last heard.
+    pub silent_for: Duration,
+    /// Bytes that were sent to it in this session.
+    pub sent_bytes: u64,
+    /// How it caught up.
+    pub caught_up: Option<SyncKind>,
+}
+
+/// How far a batch is to be on replicas: see [`Primary::wait`](crate::Primary::wait).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AckLevel {
+    /// It was applied: who reads there finds it.
+    Applied,
+    /// It is on the replica's disk.
+    Durable,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        let state = State {
+            sessions: BTreeMap::new(),
+            next_id: 0,
+            transfers: 0,
+            most_transfers: TRANSFERS,
+            counts: SyncCounts::default(),
+            waiters: BTreeMap::new(),
+            upstream: Upstream::default(),
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+}
+
+/// The right to send leaves: given back when dropped.
+pub(crate) struct Admitted(Arc<Hub>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.state().transfers -= 1;
+    }
+}
+
+impl Hub {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many replicas may be sent leaves at once.
+    pub(crate) fn set_most_transfers(&self, most: usize) {
+        self.state().most_transfers = most.max(1);
+    }
+
+    /// A session begins.
+    pub(crate) fn enter(&self, peer: &str, signal: &Arc<Signal>) -> u64 {
+        let mut state = self.state();
+        state.next_id += 1;
+        let id = state.next_id;
+        let session = Session {
+            signal: Arc::clone(signal),
+            peer: peer.to_owned(),
+            hello: None,
+            ack: None,
+            heard: Instant::now(),
+            sent_bytes: 0,
+            way: None,
+            asked: Seq(0),
+        };
+        state.sessions.insert(id, session);
+        id
+    }
+
+    /// A session has ended: what it said counts no more.
+    pub(crate) fn leave(&self, id: u64) {
+        self.state().sessions.remove(&id);
+        self.changed.notify_all();
+    }
+
+    /// The replica of a session has said who it is.
+    pub(crate) fn introduce(&self, id: u64, hello: &Hello) {
+        if let Some(session) = self.state().sessions.get_mut(&id) {
+            session.hello = Some((hello.node, hello.name.clone()));
+            session.heard = Instant::now();
+            // What it said before was of another state.
+            session.ack = None;
+        }
+    }
+
+    /// The replica of a session has come so far.
+    pub(crate) fn ack(&self, id: u64, ack: &Ack) {
+        if let Some(session) = self.state().sessions.get_mut(&id) {
+            session.ack = Some(*ack);
+            session.heard = Instant::now();
+        }
+        self.changed.notify_all();
+    }
+
+    /// How the replica of a session catches up.
+    pub(crate) fn catches_up(&self, id: u64, way: CatchUp) {
+        let kind = match way {
+            CatchUp::Records { .. } => SyncKind::Partial,
+            CatchUp::Delta { after: Seq(0) } | CatchUp::Full => SyncKind::Full,
+            CatchUp::Rewind { .. } => SyncKind::Rewind,
+            _ => SyncKind::Delta,
+        };
+        let mut state = self.state();
+        state.counts.add(kind);
+        if let Some(session) = state.sessions.get_mut(&id) {
+            session.way = Some(kind);
+        }
+    }
+
+    /// How replicas caught up.
+    pub(crate) fn counts(&self) -> SyncCounts {
+        self.state().counts
+    }
+
+    /// Bytes were sent in a session.
+    pub(crate) fn sent(&self, id: u64, bytes: u64) {
+        if bytes > 0
+            && let Some(session) = self.state().sessions.get_mut(&id)
+        {
+            session.sent_bytes += bytes;
+        }
+    }
+
+    /// The right to send leaves to one more replica.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admitted> {
+        let mut state = self.state();
+        if state.transfers >= state.most_transfers {
+            return None;
+        }
+        state.transfers += 1;
+        Some(Admitted(Arc::clone(self)))
+    }
+
+    /// Whether the replica of a session is to make durable what it has: somebody waits. Answered once.
+    pub(crate) fn wants_durable(&self, id: u64) -> bool {
+        let mut state = self.state();
+        let Some(seq) = state.waiters.values().max().copied() else { return false };
+        let Some(session) = state.sessions.get_mut(&id) else { return false };
+        let is_applied = session.ack.is_some_and(|ack| ack.applied.seq >= seq);
+        let is_new = is_applied && session.asked < seq;
+        if is_new {
+            session.asked = seq;
+        }
+        is_new
+    }
+
+    /// Waits until `count` replicas have the batch, or so long; how many have it then.
+    pub(crate) fn wait(
+        &self,
+        engine: &Engine,
+        position: Position,
+        count: usize,
+        level: AckLevel,
+        timeout: Duration,
+    ) -> usize {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state();
+        let waiter = (level == AckLevel::Durable).then(|| {
+            state.next_id += 1;
+            let id = state.next_id;
+            state.waiters.insert(id, position.seq);
+            id
+        });
+        let acked = loop {
+            // Of another line an acknowledgement says nothing, and the line may have changed.
+            let line = engine.tree().commit.standing().lineage;
+            let has_it = |session: &Session| {
+                session.ack.is_some_and(|ack| {
+                    let seq = match level {
+                        AckLevel::Applied => ack.applied.seq,
+                        AckLevel::Durable => ack.durable.min(ack.applied.seq),
+                    };
+                    seq >= position.seq && has(&line, ack.applied) && has(&line, position)
+                })
+            };
+            if waiter.is_some() {
+                // They look whether somebody waits.
+                state.sessions.values().for_each(|session| session.signal.wake());
+            }
+            let acked = state.sessions.values().filter(|session| has_it(session)).count();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if acked >= count || left.is_zero() {
+                break acked;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        if let Some(waiter) = waiter {
+            state.waiters.remove(&waiter);
+        }
+        acked
+    }
+
+    /// The replicas that are connected.
+    pub(crate) fn replicas(&self, last: Seq) -> Vec<ReplicaInfo> {
+        let state = self.state();
+        let of = |session: &Session| {
+            let (node, name) = session.hello.clone()?;
+            let applied = session.ack.map(|ack| ack.applied);
+            Some(ReplicaInfo {
+                peer: session.peer.clone(),
+                name,
+                node,
+                applied,
+                durable: session.ack.map(|ack| ack.durable),
+                lag: last.0.saturating_sub(applied.map_or(0, |applied| applied.seq.0)),
+                silent_for: session.heard.elapsed(),
+                sent_bytes: session.sent_bytes,
+                caught_up: session.way,
+            })
+        };
+        state.sessions.values().filter_map(of).collect()
+    }
+
+    /// Replicas that are connected and were heard within so long.
+    pub(crate) fn in_touch(&self, within: Duration) -> usize {
+        let state = self.state();
+        let is_near =
+            |session: &&Session| session.ack.is_some() && session.heard.elapsed() <= within;
+        state.sessions.values().filter(is_near).count()
+    }
+}
+
+/// What is known of the node that is followed, for those that follow this one.
+impl Hub {
+    /// The nodes that are followed, the nearest first.
+    pub(crate) fn path(&self) -> Vec<[u8; 16]> {
+        self.state().upstream.path.clone()
+    }
+
+    /// From now on these are followed.
+    pub(crate) fn set_path(&self, path: Vec<[u8; 16]>) {
+        self.state().upstream.path = path;
+    }
+
+    /// The highest term heard of, the line's own included.
+    pub(crate) fn term(&self, line: &[Span]) -> u64 {
+        self.state().upstream.term.max(term(line))
+    }
+
+    /// A term was heard of.
+    pub(crate) fn heard_term(&self, heard: u64) {
+        let mut state = self.state();
+        state.upstream.term = state.upstream.term.max(heard);
+    }
+
+    /// The primary has said how much of its line is durable there, and what time it is.
+    pub(crate) fn heard(&self, durable: Position, time_ms: u64) {
+        let mut state = self.state();
+        let upstream = &mut state.upstream;
+        upstream.durable = durable;
+        upstream.time_ms = upstream.time_ms.max(time_ms);
+    }
+
+    /// What of its line the primary has said is durable.
+    pub(crate) fn durable_heard(&self) -> Position {
+        self.state().upstream.durable
+    }
+
+    /// Whether anything was heard of the primary of late.
+    pub(crate) fn set_lost(&self, is_lost: bool) {
+        self.state().upstream.is_lost = is_lost;
+    }
+
+    /// Whether this node can't tell its replicas now where their line goes on.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.state().upstream.is_lost
+    }
+
+    /// What of the line is durable on its primary, as far as is known here.
+    pub(crate) fn durable(&self, own: &Standing, on_disk: Seq) -> Seq {
+        if own.role == Role::Primary {
+            return on_disk;
+        }
+        let heard = self.state().upstream.durable;
+        if has(&own.lineage, heard) { heard.seq } else { Seq(0) }
+    }
+
+    /// The primary's time.
+    pub(crate) fn time_ms(&self, engine: &Engine) -> u64 {
+        let heard = self.state().upstream.time_ms;
+        if engine.is_primary() { engine.tree().clock().now_ms() } else { heard }
+    }
+}

@@ -1,0 +1,400 @@
+//! Replicas of a database are served: who listens, and the threads of each session.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::clock::uptime_ms;
+use crate::commit::Role;
+use crate::database::{Attendant, Database, Engine};
+use crate::position::Position;
+use crate::replication::auth::Side;
+use crate::replication::framing::Secrets;
+use crate::replication::link::listener::{Address, Listener};
+use crate::replication::link::{Link, SocketAddr};
+use crate::serve::drive::{Drive, Stop, drive};
+use crate::serve::hub::{AckLevel, ReplicaInfo, SyncCounts};
+use crate::serve::session::{SessionLimits, SourceSession};
+use crate::serve::signal::Signal;
+use crate::{Error, LinkKey, Result};
+
+pub(crate) mod drive;
+pub(crate) mod hub;
+pub(crate) mod session;
+pub(crate) mod signal;
+pub(crate) mod transfer;
+#[cfg(feature = "simulation")]
+pub(crate) mod turns;
+
+/// How replicas are served.
+#[derive(Debug, Clone)]
+pub struct PrimaryOptions {
+    pub(crate) keys: Vec<LinkKey>,
+    pub(crate) beat: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) threads: usize,
+    pub(crate) most_transfers: usize,
+    pub(crate) most_sessions: usize,
+    pub(crate) name: String,
+    pub(crate) min_replicas: (usize, Duration),
+}
+
+impl Default for PrimaryOptions {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            beat: Duration::from_secs(1),
+            timeout: Duration::from_secs(10),
+            threads: thread::available_parallelism().map_or(1, usize::from),
+            most_transfers: 2,
+            most_sessions: 64,
+            name: String::new(),
+            min_replicas: (0, Duration::from_secs(10)),
+        }
+    }
+}
+
+impl PrimaryOptions {
+    /// The defaults: nobody has to prove anything; whoever can connect gets all data. Good for links within a process.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replicas have to prove that they have this key, and so does this node to them; every frame is proven by it. Given again, either key will do: keys can be
+    /// changed without a pause.
+    #[must_use]
+    pub fn key(mut self, key: LinkKey) -> Self {
+        self.keys.push(key);
+        self
+    }
+
+    /// Says so often that it is there; default 1 s.
+    #[must_use]
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.beat = every.max(Duration::from_millis(1));
+        self
+    }
+
+    /// A replica that says nothing for so long is gone, and one that connects has so long to prove who it is; default 10 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// So many threads encode leaves for a replica that needs them; default: as many as there are processors.
+    #[must_use]
+    pub fn encoding_threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    /// So many replicas are sent leaves at once, the others wait; default 2. Each holds a still while its leaves are encoded.
+    #[must_use]
+    pub fn concurrent_full_syncs(mut self, most: usize) -> Self {
+        self.most_transfers = most.max(1);
+        self
+    }
+
+    /// So many connections are served at once, those that have proven nothing yet included; default 64.
+    #[must_use]
+    pub fn max_connections(mut self, most: usize) -> Self {
+        self.most_sessions = most.max(1);
+        self
+    }
+
+    /// What this node calls itself; for people.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = short(name.into());
+        self
+    }
+
+    /// Writes are refused with [`Error::TooFewReplicas`] while fewer than `count` replicas were heard within `max_lag`; default 0.
+    ///
+    /// It narrows what is lost with the primary, and proves nothing: that is [`Primary::wait`]'s.
+    #[must_use]
+    pub fn min_replicas(mut self, count: usize, max_lag: Duration) -> Self {
+        self.min_replicas = (count, max_lag.max(Duration::from_millis(10)));
+        self
+    }
+}
+
+/// A name that fits into a hello.
+pub(crate) fn short(mut name: String) -> String {
+    let mut end = name.len().min(255);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.truncate(end);
+    name
+}
+
+/// A database whose replicas are served, for as long as this or a clone of it is held.
+///
+/// A replica may serve replicas of its own: it passes on what it gets.
+#[derive(Clone)]
+pub struct Primary {
+    serving: Arc<Serving>,
+}
+
+struct Serving {
+    sessions: Arc<Sessions>,
+    listeners: Mutex<Vec<Listener>>,
+    gate: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What listeners have as well.
+struct Sessions {
+    engine: Weak<Engine>,
+    options: PrimaryOptions,
+    all: Mutex<Vec<(Arc<Stop>, JoinHandle<()>)>>,
+    /// Set under that lock.
+    is_over: AtomicBool,
+}
+
+impl Database {
+    /// Serves replicas: on addresses it is told to [listen](Primary::listen_tcp) on, and on links it is [given](Primary::attach).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use stillframe::{AckLevel, Database, Link, PrimaryOptions, ReplicaSource};
+    ///
+    /// let film = Database::in_memory();
+    /// let primary = film.serve_replicas(PrimaryOptions::new())?;
+    /// let copy = Database::in_memory();
+    /// let replica = {
+    ///     let primary = primary.clone();
+    ///     copy.follow(ReplicaSource::links(move || {
+    ///         let (ours, theirs) = Link::pair();
+    ///         primary.attach(theirs);
+    ///         Ok(ours)
+    ///     }))?
+    /// };
+    /// film.keyspace("frames")?.insert("1", "a train arrives")?;
+    /// primary.wait(film.position(), 1, AckLevel::Applied, Duration::from_secs(10))?;
+    /// assert_eq!(copy.keyspace("frames")?.get("1")?.unwrap(), "a train arrives");
+    /// replica.stop();
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    ///
+    /// A database in memory keeps a log in memory from now on, of at most 256 MiB: what replicas have not read yet.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Poisoned`].
+    pub fn serve_replicas(&self, options: PrimaryOptions) -> Result<Primary> {
+        let engine = self.engine();
+        engine.tree().commit.check()?;
+        engine.source_log()?;
+        engine.hub.set_most_transfers(options.most_transfers);
+        let sessions = Arc::new(Sessions {
+            engine: Arc::downgrade(engine),
+            options,
+            all: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        });
+        engine.attend(Arc::downgrade(&sessions) as Weak<dyn Attendant>);
+        let gate = (sessions.options.min_replicas.0 > 0).then(|| sessions.watch_gate());
+        let (listeners, gate) = (Mutex::default(), Mutex::new(gate));
+        Ok(Primary { serving: Arc::new(Serving { sessions, listeners, gate }) })
+    }
+}
+
+impl Primary {
+    /// Listens on a TCP address, such as `"127.0.0.1:7878"`; port 0 lets the system choose. Returns where it listens.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn listen_tcp(&self, address: &str) -> Result<SocketAddr> {
+        let sessions = Arc::clone(&self.serving.sessions);
+        let listener = Listener::tcp(address, move |link| sessions.attach(link));
+        let listener =
+            listener.map_err(|source| Error::io("listen on", Path::new(address), source))?;
+        let bound = match listener.address() {
+            Address::Tcp(bound) => *bound,
+            Address::Unix(_) => unreachable!("it was asked to listen on TCP"),
+        };
+        lock(&self.serving.listeners).push(listener);
+        Ok(bound)
+    }
+
+    /// Listens on a Unix socket, whose file is for its owner alone and goes when this does.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; with `AddrInUse` if somebody listens there.
+    pub fn listen_unix(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (sessions, path) = (Arc::clone(&self.serving.sessions), path.as_ref());
+        let listener = Listener::unix(path, move |link| sessions.attach(link));
+        let listener = listener.map_err(|source| Error::io("listen on", path, source))?;
+        lock(&self.serving.listeners).push(listener);
+        Ok(())
+    }
+
+    /// Serves the replica at the other end of a link. It is dropped if there are as many as there may be, or this has been shut down.
+    pub fn attach(&self, link: Link) {
+        self.serving.sessions.attach(link);
+    }
+
+    /// The replicas that are connected.
+    pub fn replicas(&self) -> Vec<ReplicaInfo> {
+        let Some(engine) = self.serving.sessions.engine.upgrade() else { return Vec::new() };
+        engine.hub.replicas(engine.tree().commit.position().seq)
+    }
+
+    /// How replicas caught up, since the database was opened.
+    pub fn counts(&self) -> SyncCounts {
+        self.serving.sessions.engine.upgrade().map(|engine| engine.hub.counts()).unwrap_or_default()
+    }
+
+    /// Waits until the batch is durable here, if there is a directory, and `count` replicas have it. Returns how many have.
+    ///
+    /// What it promises: the batch outlives this node if one of the replicas that have it is promoted, and any restart of this
+    /// node; nothing if a replica is promoted that has not said so.
+    ///
+    /// # Errors
+    /// [`Error::NotAcked`] after `timeout`: it may reach them still. [`Error::NotDurable`]. [`Error::Gone`] if the batch is not on the line of this database.
+    pub fn wait(
+        &self,
+        position: Position,
+        count: usize,
+        level: AckLevel,
+        timeout: Duration,
+    ) -> Result<usize> {
+        let engine = self.serving.sessions.engine.upgrade().ok_or(Error::Closed)?;
+        let standing = engine.tree().commit.standing();
+        if !crate::replication::line::has(&standing.lineage, position) {
+            return Err(Error::Gone { fork: None });
+        }
+        if let Some(log) = engine.log() {
+            let synced = log.sync(&engine.tree().commit, position.seq);
+            synced.map_err(|failure| Error::NotDurable { position, failure })?;
+        }
+        let acked = engine.hub.wait(&engine, position, count, level, timeout);
+        if acked >= count { Ok(acked) } else { Err(Error::NotAcked { acked, wanted: count }) }
+    }
+
+    /// Ends all sessions and listens no more. Returns when all threads have ended.
+    pub fn shutdown(&self) {
+        self.serving.end();
+    }
+}
+
+impl fmt::Debug for Primary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Primary({} replicas)", self.replicas().len())
+    }
+}
+
+impl Serving {
+    fn end(&self) {
+        self.sessions.end();
+        // Nobody is let in any more.
+        drop(std::mem::take(&mut *lock(&self.listeners)));
+        for (stop, thread) in std::mem::take(&mut *lock(&self.sessions.all)) {
+            stop.close();
+            // A panic there is our bug; what it left behind is a link that ends.
+            let _ = thread.join();
+        }
+        if let Some(gate) = lock(&self.gate).take() {
+            gate.thread().unpark();
+            let _ = gate.join();
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sessions {
+    fn attach(&self, link: Link) {
+        let Some(engine) = self.engine.upgrade() else { return };
+        let mut all = lock(&self.all);
+        if self.is_over.load(Ordering::Relaxed) {
+            return;
+        }
+        // Threads that have ended leave nothing behind but their handles.
+        all.retain(|(_, thread)| !thread.is_finished());
+        if all.len() >= self.options.most_sessions {
+            return;
+        }
+        let stop = Arc::new(Stop::default());
+        let how = Drive {
+            side: Side::Server,
+            secrets: Secrets { keys: self.options.keys.clone(), binding: [0; 32] },
+            timeout: self.options.timeout,
+            beat: self.options.beat,
+            max_body_len: 0,
+            stop: Arc::clone(&stop),
+        };
+        let limits = limits(&self.options);
+        let engine = Arc::downgrade(&engine);
+        let thread = thread::Builder::new().name("stillframe-serve".into());
+        let thread = thread.spawn(move || serve(&engine, link, &how, limits));
+        all.push((stop, thread.expect("the system starts a thread")));
+    }
+
+    /// Refuses writes while too few replicas are in touch.
+    fn watch_gate(self: &Arc<Self>) -> JoinHandle<()> {
+        let (count, max_lag) = self.options.min_replicas;
+        let sessions = Arc::clone(self);
+        let look = move || {
+            while !sessions.is_over.load(Ordering::Relaxed) {
+                let Some(engine) = sessions.engine.upgrade() else { return };
+                let connected = engine.hub.in_touch(max_lag);
+                let too_few = (connected < count && engine.tree().commit.role() == Role::Primary)
+                    .then_some((connected, count));
+                engine.tree().commit.set_too_few_replicas(too_few);
+                drop(engine);
+                thread::park_timeout(max_lag / 10);
+            }
+        };
+        let thread = thread::Builder::new().name("stillframe-gate".into());
+        thread.spawn(look).expect("the system starts a thread")
+    }
+}
+
+fn limits(options: &PrimaryOptions) -> SessionLimits {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    SessionLimits {
+        beat_ms: ms(options.beat),
+        timeout_ms: ms(options.timeout),
+        threads: options.threads,
+        max_body_len: crate::format::record::MAX_BODY_LEN_U32,
+        name: options.name.clone(),
+    }
+}
+
+/// One session, from its first byte to its last.
+fn serve(engine: &Weak<Engine>, link: Link, how: &Drive, limits: SessionLimits) {
+    let signal = Arc::new(Signal::default());
+    let Some(strong) = engine.upgrade() else { return };
+    strong.signals.add(&signal);
+    let hub = Arc::clone(&strong.hub);
+    let id = hub.enter(link.peer(), &signal);
+    drop(strong);
+    let begin = || SourceSession::new((engine, &hub), id, limits, Arc::clone(&signal), uptime_ms());
+    // Why it ends the replica is told, and who looks after it.
+    let _ = drive(link, how, &signal, begin);
+    hub.leave(id);
+}
+
+impl Attendant for Sessions {
+    fn end(&self) {
+        let all = lock(&self.all);
+        self.is_over.store(true, Ordering::Relaxed);
+        all.iter().for_each(|(stop, _)| stop.stop());
+        if let Some(engine) = self.engine.upgrade() {
+            engine.tree().commit.set_too_few_replicas(None);
+        }
+    }
+}

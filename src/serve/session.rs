@@ -1,0 +1,544 @@
+//! The source's half of a session with one replica: messages in, messages out.
+//!
+//! It knows neither sockets nor threads nor the time: who drives it hands in what came and takes what is to be sent. What it reads it reads from the
+//! database: leaves by a [transfer](super::transfer), records from the log, as far behind as the replica is.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::Error;
+use crate::commit::{Holder, Role, Standing};
+use crate::database::Engine;
+use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordKind};
+use crate::format::snapshot::Codec;
+use crate::format::wire::{
+    Ack, Ask, Beat, Bye, CutMessage, End, Hello, MAX_PAYLOAD_LEN, Mark, MessageKind, Offer, Plan,
+    Reason,
+};
+use crate::position::{Position, Seq};
+use crate::replication::catch_up::{CatchUp, Costs, Source, choose};
+use crate::replication::framing::Sealer;
+use crate::replication::line::has;
+use crate::replication::needs::Needs;
+use crate::serve::drive::Machine;
+use crate::serve::hub::Hub;
+use crate::serve::signal::Signal;
+use crate::serve::transfer::{Next, Transfer};
+use crate::storage::feed::{Fed, Feed, Shown};
+use crate::storage::log::Lease;
+use crate::storage::source;
+use crate::storage::writer::WriterOptions;
+use crate::tree::Pass;
+
+/// About so many bytes are made ready at once.
+const FILL_BYTES: usize = 256 << 10;
+/// So often a replica is told what it must add up to, while nothing is written.
+const MARK_EVERY_MS: u64 = 1_000;
+
+/// How a session is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct SessionLimits {
+    /// One says at least so often that one is there.
+    pub(crate) beat_ms: u64,
+    /// Who said nothing for so long is gone.
+    pub(crate) timeout_ms: u64,
+    /// Threads that encode leaves; without any it is done in turn.
+    pub(crate) threads: usize,
+    /// The longest body of a record that one takes.
+    pub(crate) max_body_len: u32,
+    /// For people.
+    pub(crate) name: String,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// One ends it oneself, and says so.
+    By(Reason, u64),
+    /// The other has said so.
+    Bye(Bye),
+    /// Something of one's own failed, and the other is told that alone.
+    Failed(Error),
+}
+
+impl Ended {
+    /// What the other is told, if anything.
+    pub(crate) fn bye(&self) -> Option<Bye> {
+        match *self {
+            Ended::By(reason, detail) => Some(Bye { reason, detail }),
+            Ended::Failed(_) => Some(Bye { reason: Reason::Failed, detail: 0 }),
+            Ended::Bye(_) => None,
+        }
+    }
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Ended::Failed(error)
+    }
+}
+
+pub(crate) type Step<T = ()> = std::result::Result<T, Ended>;
+
+/// What a machine does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filled {
+    /// It has more to say at once.
+    More,
+    /// Nothing, before something comes, is written or is due.
+    Idle,
+}
+
+/// See the file's head.
+pub(crate) struct SourceSession {
+    engine: Weak<Engine>,
+    hub: Arc<Hub>,
+    /// Its number at the hub.
+    id: u64,
+    limits: SessionLimits,
+    signal: Arc<Signal>,
+    /// What goes before all else.
+    queue: VecDeque<(MessageKind, Vec<u8>)>,
+    replica: Option<Hello>,
+    sending: Sending,
+    /// When something last came, and when something last was sent.
+    heard_ms: u64,
+    beat_ms: u64,
+    /// Payload of records.
+    payload: Vec<u8>,
+}
+
+enum Sending {
+    Nothing,
+    Leaves(Box<Leaves>),
+    Records(Box<Records>),
+}
+
+struct Leaves {
+    transfer: Transfer,
+    /// The number of the ask.
+    number: u64,
+    cut: Position,
+    /// What follows the cut is to be there when its leaves are sent.
+    lease: Lease,
+    _admitted: crate::serve::hub::Admitted,
+}
+
+struct Records {
+    feed: Feed,
+    lease: Lease,
+    /// When, and behind which batch, it was last said what all adds up to.
+    marked_ms: u64,
+    marked: Option<Seq>,
+}
+
+impl SourceSession {
+    /// A session that begins at `now_ms`.
+    pub(crate) fn new(
+        (engine, hub): (&Weak<Engine>, &Arc<Hub>),
+        id: u64,
+        limits: SessionLimits,
+        signal: Arc<Signal>,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            engine: Weak::clone(engine),
+            hub: Arc::clone(hub),
+            id,
+            limits,
+            signal,
+            queue: VecDeque::new(),
+            replica: None,
+            sending: Sending::Nothing,
+            heard_ms: now_ms,
+            beat_ms: now_ms,
+            payload: Vec::new(),
+        }
+    }
+
+    /// The database, if it has not been dropped.
+    fn engine(&self) -> Step<Arc<Engine>> {
+        self.engine.upgrade().ok_or(Ended::By(Reason::Stopping, 0))
+    }
+
+    /// Takes a message.
+    pub(crate) fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step {
+        let engine = &self.engine()?;
+        self.heard_ms = now_ms;
+        let decoded = |_| Ended::By(Reason::Protocol, 0);
+        match kind {
+            MessageKind::Hello => self.hello(engine, Hello::decode(payload).map_err(decoded)?),
+            MessageKind::Ask => self.ask(engine, Ask::decode(payload).map_err(decoded)?, now_ms),
+            MessageKind::Ack => {
+                let ack = Ack::decode(payload).map_err(decoded)?;
+                self.ack(ack);
+                Ok(())
+            }
+            MessageKind::Beat => Beat::decode(payload).map(drop).map_err(decoded),
+            MessageKind::Bye => Err(Ended::Bye(Bye::decode(payload).map_err(decoded)?)),
+            _ => Err(Ended::By(Reason::Protocol, 0)),
+        }
+    }
+
+    fn standing(&self, engine: &Arc<Engine>) -> Standing {
+        engine.tree().commit.standing()
+    }
+
+    /// What of the line is durable on its primary.
+    fn durable(&self, engine: &Arc<Engine>, own: &Standing) -> Seq {
+        let on_disk = engine.log().map_or(Seq(0), |log| log.durable());
+        self.hub.durable(own, on_disk)
+    }
+
+    fn hello(&mut self, engine: &Arc<Engine>, hello: Hello) -> Step {
+        if hello.node == engine.node || self.hub.path().contains(&hello.node) {
+            return Err(Ended::By(Reason::Cycle, 0));
+        }
+        let own = self.standing(engine);
+        let own_hello = Hello {
+            node: engine.node,
+            dataset: engine.dataset(),
+            term: self.hub.term(&own.lineage),
+            durable: self.durable(engine, &own),
+            records: own.totals.records,
+            chain: own.chain,
+            is_primary: own.role == Role::Primary,
+            has_written: own.has_written,
+            is_unsettled: self.hub.is_unsettled(),
+            max_body_len: self.limits.max_body_len,
+            path: self.hub.path(),
+            lineage: own.lineage,
+            name: self.limits.name.clone(),
+        };
+        let mut payload = Vec::new();
+        own_hello.encode(&mut payload);
+        self.queue.push_back((MessageKind::Hello, payload));
+        // Whoever it had something for in this session begins anew.
+        self.sending = Sending::Nothing;
+        self.hub.introduce(self.id, &hello);
+        self.replica = Some(hello);
+        Ok(())
+    }
+
+    fn ack(&mut self, ack: Ack) {
+        if let Sending::Records(records) = &self.sending {
+            // It may be behind what was sent, and is not ahead of it.
+            records.lease.move_to(ack.applied.seq.min(records.feed.position().seq));
+        }
+        self.hub.ack(self.id, &ack);
+    }
+
+    fn offer(&mut self, number: u64, plan: Plan) {
+        let mut payload = Vec::new();
+        Offer { number, plan }.encode(&mut payload);
+        self.queue.push_back((MessageKind::Offer, payload));
+    }
+
+    fn ask(&mut self, engine: &Arc<Engine>, ask: Ask, now_ms: u64) -> Step {
+        let Some(replica) = &self.replica else { return Err(Ended::By(Reason::Protocol, 0)) };
+        self.sending = Sending::Nothing;
+        let commit = &engine.tree().commit;
+        let log = engine.source_log()?;
+        loop {
+            let own = commit.standing();
+            log.write_out(commit, own.position.seq).map_err(Error::LogFailed)?;
+            let asked = crate::replication::line::end(&replica.lineage);
+            let lease = log.lease(asked.seq);
+            let feed = match ask.takes_records && has(&own.lineage, asked) {
+                true => Feed::open(log, asked.seq)?.filter(|feed| {
+                    // At the same place by another way: then only leaves tell.
+                    feed.chain() == replica.chain
+                }),
+                false => None,
+            };
+            let source = Source {
+                line: &own.lineage,
+                node: engine.node,
+                is_primary: own.role == Role::Primary,
+                has_written: own.has_written,
+                is_unsettled: self.hub.is_unsettled(),
+                log_after: feed.as_ref().map(|_| asked.seq),
+            };
+            let costs = || self.costs(engine, feed.as_ref(), asked.seq);
+            let way = choose(&replica.lineage, &source, costs);
+            match (way, feed) {
+                (CatchUp::NewHistory, _) => {
+                    // What this run wrote since it was rolled back is another's from now on.
+                    commit.leave_history();
+                    continue;
+                }
+                (CatchUp::Retry, _) => self.offer(ask.number, Plan::Retry),
+                (CatchUp::Wait, _) => self.offer(ask.number, Plan::Wait),
+                (CatchUp::Heal, _) => self.offer(ask.number, Plan::Heal),
+                (CatchUp::Records { .. }, Some(feed)) => {
+                    self.offer(ask.number, Plan::Records);
+                    self.hub.catches_up(self.id, way);
+                    self.stream(feed, lease, now_ms);
+                }
+                _ => return self.begin_leaves(engine, &ask, way),
+            }
+            return Ok(());
+        }
+    }
+
+    /// What either way would send.
+    fn costs(&self, engine: &Arc<Engine>, feed: Option<&Feed>, after: Seq) -> Costs {
+        /// Below that nothing is counted: it is sent before leaves were looked at.
+        const FEW: u64 = 1 << 20;
+        let records = feed.map_or(u64::MAX, Feed::bytes_ahead);
+        let leaves = if records <= FEW { u64::MAX } else { engine.tree().bytes_after(after) };
+        // As they are sent: compressed.
+        Costs { records, leaves: leaves / 2 }
+    }
+
+    fn begin_leaves(&mut self, engine: &Arc<Engine>, ask: &Ask, way: CatchUp) -> Step {
+        let Some(admitted) = self.hub.admit() else {
+            self.offer(ask.number, Plan::Retry);
+            return Ok(());
+        };
+        let tree = engine.tree();
+        // Before the cut: what follows it is in the log from then on.
+        let log = engine.source_log()?;
+        let lease = log.lease(log.written());
+        let pass = Pass::take(tree, Holder::Replica)?;
+        let promised = source::Cut::of(pass.cut());
+        let cut = CutMessage {
+            number: ask.number,
+            time_ms: promised.time_ms,
+            records: promised.entries,
+            fingerprint: promised.fingerprint,
+            durable: self.durable(engine, &self.standing(engine)).min(promised.position.seq),
+            chain: pass.cut().chain,
+            lineage: promised.lineage,
+        };
+        let options = WriterOptions {
+            codec: Codec::Lz4,
+            threads: self.limits.threads,
+            rate_limit: None,
+            run_bytes: None,
+        };
+        let needs = Needs::of_ranges(ask.needs.clone());
+        let place = (ask.file_id, ask.next_block);
+        let transfer = Transfer::begin(pass, needs, place, options, &self.signal);
+        self.offer(ask.number, Plan::Leaves);
+        let mut payload = Vec::new();
+        cut.encode(&mut payload);
+        self.queue.push_back((MessageKind::Cut, payload));
+        self.hub.catches_up(self.id, way);
+        let (number, cut, _admitted) = (ask.number, promised.position, admitted);
+        self.sending =
+            Sending::Leaves(Box::new(Leaves { transfer, number, cut, lease, _admitted }));
+        Ok(())
+    }
+
+    fn stream(&mut self, feed: Feed, lease: Lease, now_ms: u64) {
+        let marked_ms = now_ms.saturating_sub(MARK_EVERY_MS);
+        let records = Records { feed, lease, marked_ms, marked: None };
+        self.sending = Sending::Records(Box::new(records));
+    }
+
+    /// Appends to `out` what is to be sent now, some 256 KiB of it at the most.
+    pub(crate) fn fill(
+        &mut self,
+        sealer: &mut Sealer,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+    ) -> Step<Filled> {
+        let engine = &self.engine()?;
+        if now_ms.saturating_sub(self.heard_ms) > self.limits.timeout_ms {
+            return Err(Ended::By(Reason::Silent, 0));
+        }
+        let before = out.len();
+        while let Some((kind, payload)) = self.queue.pop_front() {
+            sealer.seal(kind, &payload, out);
+        }
+        let wants_durable = self.hub.wants_durable(self.id);
+        if wants_durable || now_ms.saturating_sub(self.beat_ms) >= self.limits.beat_ms {
+            self.beat_ms = now_ms;
+            let own = self.standing(engine);
+            let time_ms = self.hub.time_ms(engine);
+            sealer.seal_with(MessageKind::Beat, out, |out| {
+                Beat { seq: own.position.seq, time_ms, wants_durable }.encode(out);
+            });
+        }
+        let filled = match std::mem::replace(&mut self.sending, Sending::Nothing) {
+            Sending::Nothing => Ok(Filled::Idle),
+            Sending::Leaves(leaves) => self.fill_leaves(engine, leaves, sealer, out, now_ms),
+            Sending::Records(records) => self.fill_records(engine, records, sealer, out, now_ms),
+        };
+        self.hub.sent(self.id, (out.len() - before) as u64);
+        filled
+    }
+
+    fn fill_leaves(
+        &mut self,
+        engine: &Arc<Engine>,
+        mut leaves: Box<Leaves>,
+        sealer: &mut Sealer,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+    ) -> Step<Filled> {
+        while out.len() < FILL_BYTES {
+            match leaves.transfer.next()? {
+                Next::Block(block) => sealer.seal(MessageKind::Block, block, out),
+                Next::NotYet => {
+                    self.sending = Sending::Leaves(leaves);
+                    return Ok(Filled::Idle);
+                }
+                Next::End => {
+                    let Leaves { transfer, number, cut, lease, .. } = *leaves;
+                    sealer.seal_with(MessageKind::End, out, |out| {
+                        End { number, blocks: transfer.blocks }.encode(out);
+                    });
+                    let log = engine.source_log()?;
+                    let commit = &engine.tree().commit;
+                    log.write_out(commit, cut.seq).map_err(Error::LogFailed)?;
+                    let feed = match Feed::open(log, cut.seq)? {
+                        Some(feed) => feed,
+                        // The log goes on from elsewhere, or it took too long.
+                        None => return self.ask_again(number),
+                    };
+                    self.stream(feed, lease, now_ms);
+                    return Ok(Filled::More);
+                }
+            }
+        }
+        self.sending = Sending::Leaves(leaves);
+        Ok(Filled::More)
+    }
+
+    /// The replica is to say anew where it stands and what it needs.
+    fn ask_again(&mut self, number: u64) -> Step<Filled> {
+        self.offer(number, Plan::Retry);
+        Ok(Filled::More)
+    }
+
+    fn fill_records(
+        &mut self,
+        engine: &Arc<Engine>,
+        mut records: Box<Records>,
+        sealer: &mut Sealer,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+    ) -> Step<Filled> {
+        let commit = &engine.tree().commit;
+        let log = engine.source_log()?;
+        let head = commit.position().seq;
+        log.write_out(commit, head).map_err(Error::LogFailed)?;
+        let max_body_len = self.replica.as_ref().map_or(0, |replica| replica.max_body_len);
+        let mut is_too_large = false;
+        let durable = self.durable(engine, &self.standing(engine));
+        let is_full = out.len() >= FILL_BYTES;
+        let (payload, feed) = (&mut self.payload, &mut records.feed);
+        payload.clear();
+        let mut at = feed.position();
+        let time_ms = self.hub.time_ms(engine);
+        let mut show = |shown: Shown<'_>| match shown {
+            Shown::Record { header, body } => {
+                is_too_large |= header.body_len > max_body_len;
+                if payload.len() + RECORD_HEADER_LEN + body.len() > MAX_PAYLOAD_LEN {
+                    flush(payload, sealer, out);
+                }
+                payload.extend_from_slice(&header.encode());
+                if payload.len() + body.len() <= MAX_PAYLOAD_LEN {
+                    payload.extend_from_slice(body);
+                } else {
+                    // It alone, in as many frames as it takes.
+                    seal_long(payload, body, sealer, out);
+                    payload.clear();
+                }
+                at.seq = header.seq;
+                if header.kind == RecordKind::History
+                    && let Ok(history) = HistoryBody::decode(body)
+                {
+                    at.history = history.history;
+                }
+            }
+            Shown::Mark { fingerprint } => {
+                flush(payload, sealer, out);
+                sealer.seal_with(MessageKind::Mark, out, |out| {
+                    Mark { position: at, fingerprint, durable, time_ms }.encode(out);
+                });
+            }
+        };
+        let fed = if is_full { Fed::More } else { feed.next(head, FILL_BYTES, &mut show)? };
+        if is_too_large {
+            return Err(Ended::By(Reason::TooLarge, at.seq.0));
+        }
+        flush(payload, sealer, out);
+        match fed {
+            Fed::More => {}
+            Fed::Gone => return self.ask_again(0),
+            Fed::All => {
+                let is_due = now_ms.saturating_sub(records.marked_ms) >= MARK_EVERY_MS;
+                if is_due && records.marked != Some(feed.position().seq) {
+                    let own = commit.standing();
+                    // Something may have been written since: then it is said another time.
+                    if own.position == feed.position() {
+                        records.marked_ms = now_ms;
+                        records.marked = Some(own.position.seq);
+                        let (position, fingerprint) = (own.position, own.totals.fingerprint);
+                        sealer.seal_with(MessageKind::Mark, out, |out| {
+                            Mark { position, fingerprint, durable, time_ms }.encode(out);
+                        });
+                    }
+                }
+            }
+        }
+        self.sending = Sending::Records(records);
+        Ok(if fed == Fed::More { Filled::More } else { Filled::Idle })
+    }
+
+    /// Whether all that was written was sent; the next batch wakes it from then on.
+    fn is_up_to_date(&self, engine: &Arc<Engine>) -> bool {
+        let Sending::Records(records) = &self.sending else { return true };
+        engine.signals.want(&self.signal);
+        engine.tree().commit.position().seq <= records.feed.position().seq
+    }
+}
+
+impl Machine for SourceSession {
+    fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step {
+        self.receive(kind, payload, now_ms)
+    }
+
+    fn fill(&mut self, sealer: &mut Sealer, out: &mut Vec<u8>, now_ms: u64) -> Step<Filled> {
+        self.fill(sealer, out, now_ms)
+    }
+
+    fn nap(&mut self, is_active: bool) -> Duration {
+        /// While records go to and fro nobody is to be woken for each.
+        const SHORT: Duration = Duration::from_micros(200);
+        match &self.sending {
+            Sending::Records(_) if is_active => SHORT,
+            Sending::Records(_)
+                if self.engine().is_ok_and(|engine| !self.is_up_to_date(&engine)) =>
+            {
+                Duration::ZERO
+            }
+            _ => Duration::from_millis(self.limits.beat_ms),
+        }
+    }
+
+    fn heard(&mut self, now_ms: u64) {
+        self.heard_ms = self.heard_ms.max(now_ms);
+    }
+}
+
+/// Sends the records that were collected.
+fn flush(payload: &mut Vec<u8>, sealer: &mut Sealer, out: &mut Vec<u8>) {
+    if !payload.is_empty() {
+        sealer.seal(MessageKind::Records, payload, out);
+        payload.clear();
+    }
+}
+
+/// Sends a record that no frame holds: what its header is in, and its body.
+fn seal_long(header: &[u8], body: &[u8], sealer: &mut Sealer, out: &mut Vec<u8>) {
+    sealer.seal_part(MessageKind::Records, header, true, out);
+    let mut parts = body.chunks(MAX_PAYLOAD_LEN).peekable();
+    while let Some(part) = parts.next() {
+        sealer.seal_part(MessageKind::Records, part, parts.peek().is_some(), out);
+    }
+}

@@ -1,0 +1,226 @@
+//! The leaves of a cut on their way to a replica: those that it needs, as blocks.
+//!
+//! A pass over the tree picks them under their latches and encodes them, on threads of its own or in turn with whoever sends. What is encoded and not sent
+//! yet is bounded: a slow replica stops the pass, which by then holds back what writers change in the leaves it has not come to.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::format::block::number;
+use crate::format::snapshot::FileId;
+use crate::replication::needs::Needs;
+use crate::serve::signal::Signal;
+use crate::storage::source::LeafSource;
+use crate::storage::writer::{Piece, Progress, Walk, WriterOptions, encode_all};
+use crate::tree::{self, Pass};
+use crate::{Error, Result};
+
+/// Encoded bytes may wait up to so many.
+const QUEUE_BYTES: usize = 8 << 20;
+
+/// The leaves of a cut that are needed.
+struct Needed {
+    pass: Pass,
+    needs: Needs,
+}
+
+impl LeafSource for Needed {
+    type Copy = tree::LeafCopy;
+
+    fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<bool> {
+        self.pass.copy_leaf_if(from, |low, high, stamp| self.needs.want(low, high, stamp), out)
+    }
+}
+
+/// See the file's head.
+pub(crate) struct Transfer {
+    way: Way,
+    file_id: FileId,
+    next_block: u64,
+    /// Blocks that were taken.
+    pub(crate) blocks: u64,
+    /// What is encoded and not sent yet: from `at` on, blocks of these lengths.
+    bytes: Vec<u8>,
+    at: usize,
+    lens: VecDeque<usize>,
+}
+
+enum Way {
+    /// Whoever sends encodes.
+    InTurn {
+        needed: Box<Needed>,
+        walk: Box<Walk<tree::LeafCopy>>,
+        progress: Progress,
+        ended: bool,
+    },
+    Aside(Arc<Queue>),
+}
+
+/// Pieces from those who encode to the one who sends.
+struct Queue {
+    state: Mutex<Waiting>,
+    /// There is room, or nobody takes any more.
+    room: Condvar,
+    signal: Arc<Signal>,
+    progress: Progress,
+}
+
+#[derive(Default)]
+struct Waiting {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+    /// How the pass ended.
+    ended: Option<Result<()>>,
+    /// Nobody takes any more.
+    is_left: bool,
+}
+
+/// What comes next of a transfer.
+pub(crate) enum Next<'a> {
+    /// A block, numbered.
+    Block(&'a [u8]),
+    /// There will be more.
+    NotYet,
+    /// That was all.
+    End,
+}
+
+impl Transfer {
+    /// Begins to encode what `needs` says of the cut of `pass`; blocks are numbered from `next_block` on. Without `threads` whoever asks for
+    /// the next block encodes it.
+    pub(crate) fn begin(
+        pass: Pass,
+        needs: Needs,
+        (file_id, next_block): (FileId, u64),
+        options: WriterOptions,
+        signal: &Arc<Signal>,
+    ) -> Self {
+        let needed = Needed { pass, needs };
+        let way = match options.threads {
+            0 => Way::InTurn {
+                needed: Box::new(needed),
+                walk: Box::new(Walk::new(options)),
+                progress: Progress::default(),
+                ended: false,
+            },
+            _ => Way::Aside(Queue::fill(needed, options, signal)),
+        };
+        let (bytes, lens) = (Vec::new(), VecDeque::new());
+        Transfer { way, file_id, next_block, blocks: 0, bytes, at: 0, lens }
+    }
+
+    /// The next block.
+    ///
+    /// # Errors
+    /// Those of the pass.
+    pub(crate) fn next(&mut self) -> Result<Next<'_>> {
+        while self.lens.is_empty() {
+            (self.at, self.bytes) = (0, Vec::new());
+            let (bytes, lens) = (&mut self.bytes, &mut self.lens);
+            match &mut self.way {
+                Way::InTurn { needed, walk, progress, ended } => {
+                    if *ended {
+                        return Ok(Next::End);
+                    }
+                    *ended = !walk.step(&**needed, progress, &mut |piece| {
+                        bytes.extend_from_slice(&piece.bytes);
+                        lens.extend(piece.blocks.drain(..).map(|block| block.len));
+                        piece.bytes.clear();
+                        Ok(())
+                    })?;
+                }
+                Way::Aside(queue) => match queue.take()? {
+                    Some(Some(piece)) => {
+                        lens.extend(piece.blocks.iter().map(|block| block.len));
+                        *bytes = piece.bytes;
+                    }
+                    Some(None) => return Ok(Next::End),
+                    None => return Ok(Next::NotYet),
+                },
+            }
+        }
+        let start = self.at;
+        self.at += self.lens.pop_front().unwrap_or(0);
+        let block = &mut self.bytes[start..self.at];
+        number(block, &self.file_id, self.next_block);
+        self.next_block += 1;
+        self.blocks += 1;
+        Ok(Next::Block(block))
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if let Way::Aside(queue) = &self.way {
+            // Relaxed: a wish, which orders nothing else.
+            queue.progress.cancelled.store(true, Ordering::Relaxed);
+            queue.state().is_left = true;
+            queue.room.notify_all();
+        }
+    }
+}
+
+impl Queue {
+    /// Has all that is needed encoded on threads of its own.
+    fn fill(needed: Needed, options: WriterOptions, signal: &Arc<Signal>) -> Arc<Self> {
+        let queue = Arc::new(Self {
+            state: Mutex::default(),
+            room: Condvar::new(),
+            signal: Arc::clone(signal),
+            progress: Progress::default(),
+        });
+        let filled = Arc::clone(&queue);
+        let run = move || {
+            let put = &mut |piece: &mut Piece| filled.put(std::mem::take(piece));
+            let ended = encode_all(&needed, options, &filled.progress, put);
+            // The cut is not needed any more, whoever still takes.
+            drop(needed);
+            filled.state().ended = Some(ended);
+            filled.signal.wake();
+        };
+        let thread = thread::Builder::new().name("stillframe-pass".into());
+        thread.spawn(run).expect("the system starts a thread");
+        queue
+    }
+
+    fn state(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for room.
+    fn put(&self, piece: Piece) -> Result<()> {
+        let mut state = self.state();
+        while state.bytes > QUEUE_BYTES && !state.is_left {
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.is_left {
+            return Err(Error::Cancelled);
+        }
+        state.bytes += piece.bytes.len();
+        state.pieces.push_back(piece);
+        drop(state);
+        self.signal.wake();
+        Ok(())
+    }
+
+    /// The next piece; `Some(None)` behind the last.
+    fn take(&self) -> Result<Option<Option<Piece>>> {
+        let mut state = self.state();
+        if let Some(piece) = state.pieces.pop_front() {
+            state.bytes -= piece.bytes.len();
+            drop(state);
+            self.room.notify_all();
+            return Ok(Some(Some(piece)));
+        }
+        match state.ended.take() {
+            None => Ok(None),
+            Some(Ok(())) => {
+                state.ended = Some(Ok(()));
+                Ok(Some(None))
+            }
+            Some(Err(error)) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Sessions without threads: one end of a link as bytes in, bytes out, for who makes the network up.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::commit::Role;
+use crate::database::Database;
+use crate::error::SyncRefused;
+use crate::follow::session::{Kept, ReplicaSession, Stage};
+use crate::replication::framing::{Handshake, Opener, Sealer, Secrets};
+use crate::serve::drive::Machine;
+use crate::serve::hub::{Hub, SyncKind};
+use crate::serve::session::{Ended, Filled, SessionLimits, SourceSession};
+use crate::serve::signal::Signal;
+use crate::{LinkKey, Result};
+
+/// What a replica keeps from one session to the next.
+#[derive(Default)]
+pub struct KeptState(Kept);
+
+impl KeptState {
+    /// What the replica has may be given up, once, whatever rule forbids it.
+    pub fn allow_discard(&mut self) {
+        self.0.may_discard = true;
+    }
+}
+
+/// How a session is kept.
+#[derive(Debug, Clone)]
+pub struct TurnOptions {
+    /// The keys of both sides; none for a link without.
+    pub key: Option<LinkKey>,
+    /// A side says at least so often that it is there.
+    pub beat_ms: u64,
+    /// Who said nothing for so long is gone.
+    pub timeout_ms: u64,
+    /// Random for the handshake.
+    pub nonce: [u8; 32],
+}
+
+/// One end of a session.
+pub struct SessionEnd {
+    machine: Side,
+    link: Wire,
+    beat: u64,
+}
+
+enum Side {
+    Source { session: Box<SourceSession>, hub: Arc<Hub>, id: u64 },
+    Replica(Box<ReplicaSession>),
+}
+
+enum Wire {
+    Meeting(Box<Handshake>, Vec<u8>),
+    Open(Box<(Sealer, Opener)>),
+}
+
+/// How a session has ended, for people and for counting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionEnded {
+    /// A rule forbids the replica to follow.
+    Refused(SyncRefused),
+    /// Anything else.
+    Other(String),
+}
+
+impl SessionEnd {
+    /// The source's end.
+    pub fn source(db: &Database, options: &TurnOptions, now_ms: u64) -> Result<Self> {
+        let engine = db.engine();
+        engine.source_log()?;
+        let signal = Arc::new(Signal::default());
+        let hub = Arc::clone(&engine.hub);
+        let id = hub.enter("made up", &signal);
+        let limits = limits(options);
+        let weak = Arc::downgrade(engine);
+        let session = SourceSession::new((&weak, &hub), id, limits, signal, now_ms);
+        let link = Handshake::server(&secrets(options), options.nonce);
+        Ok(Self {
+            machine: Side::Source { session: Box::new(session), hub, id },
+            link: Wire::Meeting(Box::new(link), Vec::new()),
+            beat: options.beat_ms,
+        })
+    }
+
+    /// The replica's end. See [`Database::begin_following`].
+    pub fn replica(db: &Database, options: &TurnOptions, kept: KeptState, now_ms: u64) -> Self {
+        let engine = db.engine();
+        let weak: Weak<_> = Arc::downgrade(engine);
+        let session = ReplicaSession::new((&weak, &engine.hub), limits(options), kept.0, now_ms);
+        let (link, out) = Handshake::client(&secrets(options), options.nonce);
+        Self {
+            machine: Side::Replica(Box::new(session)),
+            link: Wire::Meeting(Box::new(link), out),
+            beat: options.beat_ms,
+        }
+    }
+
+    /// Takes bytes that came.
+    ///
+    /// # Errors
+    /// How the session has ended; what is to be said about that is in `out`.
+    pub fn receive(
+        &mut self,
+        bytes: &[u8],
+        now_ms: u64,
+        out: &mut Vec<u8>,
+    ) -> std::result::Result<(), SessionEnded> {
+        if let Wire::Meeting(handshake, to_send) = &mut self.link {
+            let met = handshake.receive(bytes, to_send);
+            let met = met.map_err(|fault| SessionEnded::Other(fault.to_string()))?;
+            out.append(to_send);
+            if let Some((sealer, mut opener)) = met {
+                opener.set_record_limit(1 << 31);
+                self.link = Wire::Open(Box::new((sealer, opener)));
+            }
+        } else if let Wire::Open(open) = &mut self.link {
+            open.1.receive(bytes);
+        }
+        while let Wire::Open(open) = &mut self.link {
+            let next = open.1.next().map_err(|fault| SessionEnded::Other(fault.to_string()))?;
+            let Some((kind, payload)) = next else { break };
+            let taken = match &mut self.machine {
+                Side::Source { session, .. } => {
+                    Machine::receive(&mut **session, kind, &payload, now_ms)
+                }
+                Side::Replica(session) => Machine::receive(&mut **session, kind, &payload, now_ms),
+            };
+            if let Err(ended) = taken {
+                return Err(self.ended(ended, out));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends what is to be sent now; whether there is more at once.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn fill(
+        &mut self,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+    ) -> std::result::Result<bool, SessionEnded> {
+        let open = match &mut self.link {
+            Wire::Meeting(_, to_send) => {
+                out.append(to_send);
+                return Ok(false);
+            }
+            Wire::Open(open) => open,
+        };
+        let machine: &mut dyn Machine = match &mut self.machine {
+            Side::Source { session, .. } => &mut **session,
+            Side::Replica(session) => &mut **session,
+        };
+        let chore = machine.chore();
+        let filled = machine.fill(&mut open.0, out, now_ms);
+        if let Some(chore) = chore {
+            chore();
+        }
+        match filled {
+            Ok(filled) => Ok(filled == Filled::More),
+            Err(ended) => Err(self.ended(ended, out)),
+        }
+    }
+
+    fn ended(&mut self, ended: Ended, out: &mut Vec<u8>) -> SessionEnded {
+        if let (Wire::Open(open), Some(bye)) = (&mut self.link, ended.bye()) {
+            open.0.seal_with(crate::format::wire::MessageKind::Bye, out, |out| bye.encode(out));
+        }
+        match &self.machine {
+            Side::Replica(session) if session.refused.is_some() => {
+                SessionEnded::Refused(session.refused.expect("it is there"))
+            }
+            Side::Replica(session) => SessionEnded::Other(format!("{ended:?} {:?}", session.fault)),
+            Side::Source { .. } => SessionEnded::Other(format!("{ended:?}")),
+        }
+    }
+
+    /// Whether records come as they are written.
+    pub fn is_streaming(&self) -> bool {
+        matches!(&self.machine, Side::Replica(session) if session.stage() == Stage::Streaming)
+    }
+
+    /// How the replica caught up.
+    pub fn caught_up(&self) -> Option<SyncKind> {
+        match &self.machine {
+            Side::Replica(session) => session.caught_up,
+            Side::Source { .. } => None,
+        }
+    }
+
+    /// After so many milliseconds at the most it is to be filled again.
+    pub fn nap_ms(&self) -> u64 {
+        self.beat
+    }
+
+    /// What a replica keeps, when its session is over.
+    pub fn into_kept(mut self) -> KeptState {
+        match &mut self.machine {
+            Side::Replica(session) => KeptState(std::mem::take(&mut session.kept)),
+            Side::Source { .. } => KeptState::default(),
+        }
+    }
+}
+
+impl Drop for SessionEnd {
+    fn drop(&mut self) {
+        if let Side::Source { hub, id, .. } = &self.machine {
+            hub.leave(*id);
+        }
+    }
+}
+
+fn limits(options: &TurnOptions) -> SessionLimits {
+    SessionLimits {
+        beat_ms: options.beat_ms,
+        timeout_ms: options.timeout_ms,
+        threads: 0,
+        max_body_len: crate::format::record::MAX_BODY_LEN_U32,
+        name: String::new(),
+    }
+}
+
+fn secrets(options: &TurnOptions) -> Secrets {
+    Secrets { keys: options.key.clone().into_iter().collect(), binding: [0; 32] }
+}
+
+impl Database {
+    /// From now on it follows, whoever drives that.
+    ///
+    /// # Errors
+    /// Those of [`Database::follow`].
+    pub fn begin_following(&self) -> Result<()> {
+        let engine = self.engine();
+        engine.stop_following();
+        if let Some(log) = engine.log() {
+            log.directory.follows()?;
+        }
+        engine.tree().commit.set_role(Role::Replica);
+        engine.hub.set_lost(true);
+        Ok(())
+    }
+
+    /// Whether anything was heard of the primary of late, for who drives a replica himself.
+    pub fn set_in_touch(&self, is_in_touch: bool) {
+        self.engine().hub.set_lost(!is_in_touch);
+    }
+
+    /// How many replicas of this node have the batch, as [`Primary::wait`](crate::Primary::wait) counts them.
+    pub fn acked(&self, position: crate::Position, level: crate::AckLevel) -> usize {
+        self.engine().hub.wait(self.engine(), position, usize::MAX, level, Duration::ZERO)
+    }
+
+    /// The histories of its line: id, term, first and last batch of each.
+    pub fn line(&self) -> Vec<(crate::HistoryId, u64, crate::Seq, crate::Seq)> {
+        let lineage = self.engine().tree().commit.standing().lineage;
+        lineage.iter().map(|span| (span.history, span.term, span.start, span.end)).collect()
+    }
+}
