@@ -12,8 +12,9 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Commit, Cut, Holder, KeyspaceSlot, Role, Room, View};
+use crate::commit::{CATALOGUE, Commit, Cut, Holder, KeyspaceSlot, Role, Room, Standing, View};
 use crate::follow::Following;
+use crate::format::log::Fence;
 use crate::install::Arrival;
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
@@ -630,7 +631,9 @@ impl Engine {
         self.stop_following();
         let history = HistoryId(random_id()?);
         let now_ms = tree.clock().now_ms();
-        let position = tree.commit.with_room(|| tree.commit.begin_term(history, now_ms))?;
+        let fence = log.as_ref().map(|log| log.directory.fence()).transpose()?.flatten();
+        let heard = self.hub.term(&[]).max(fence.map_or(0, |fence| fence.term));
+        let position = tree.commit.with_room(|| tree.commit.begin_term(history, heard, now_ms))?;
         let position = position.expect("it has its body");
         if let Some(log) = log {
             let synced = log.sync(&tree.commit, position.seq);
@@ -638,6 +641,60 @@ impl Engine {
         }
         tree.commit.set_role(Role::Primary);
         Ok(position)
+    }
+
+    /// Takes no more writes: another was promoted, in a term of this rank. What it has written since, it keeps.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: it takes none all the same, up to when it is opened again.
+    pub(crate) fn fence(&self, term: u64, history: HistoryId) -> Result<()> {
+        self.tree.commit.set_role(Role::Replica);
+        self.hub.heard_term(term);
+        match &self.log {
+            Some(log) => log.directory.set_fence(Fence { term, history }),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins a history of `writer`'s, another node's, which alone writes from then on. Writers wait at the gate. It is shown to replicas once it is on
+    /// the disk, and not before: else both might write.
+    pub(crate) fn hand_to(&self, writer: [u8; 16]) -> Result<Position> {
+        let (tree, log) = (&self.tree, self.source_log()?);
+        if let Some(log) = &self.log {
+            // What it was copied from gives no right to write any more.
+            log.directory.follows()?;
+        }
+        let term = self.hub.term(&tree.commit.standing().lineage).saturating_add(1);
+        let (history, now_ms) = (HistoryId(random_id()?), tree.clock().now_ms());
+        log.show_up_to(Some(tree.commit.position().seq));
+        let handed = tree.commit.with_room(|| tree.commit.hand_to(writer, history, term, now_ms));
+        let position = match handed {
+            Ok(position) => position.expect("it has its body"),
+            Err(error) => {
+                log.show_up_to(None);
+                return Err(error);
+            }
+        };
+        // If it can't be synced it is never shown: nobody writes, until somebody is promoted.
+        log.sync(&tree.commit, position.seq)
+            .map_err(|failure| Error::NotDurable { position, failure })?;
+        log.show_up_to(None);
+        self.signals.committed();
+        Ok(position)
+    }
+
+    /// Saves what is about to be given up, beside the database: a snapshot file in the folder `aside`, named by its history and Seq. Of those there are
+    /// the newest stay. A database in memory has no place for it.
+    pub(crate) fn set_aside(&self, own: &Standing) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let directory = &log.directory;
+        let name = format!("{}-{:020}.snap", own.position.history, own.position.seq);
+        let path = directory.aside(&name)?;
+        let pass = Pass::take(&self.tree, Holder::Save)?;
+        let cut = source::Cut::of(pass.cut());
+        let disk = Arc::clone(&directory.disk);
+        SaveHandle::start(disk, &path, pass, cut, &SaveOptions::default())?.wait()?;
+        Ok(())
     }
 
     /// Whom it follows.

@@ -290,7 +290,7 @@ impl OnDisk {
         let node = self.log.directory.identity().node;
         let room: Arc<Log> = Arc::clone(&self.log);
         content.tree.commit.attach_log(self.log.chain(), room);
-        if !self.log.directory.may_write(&content.lineage) && !planted(Bug::AnyoneWrites) {
+        if !self.log.directory.may_write(&content.lineage)? && !planted(Bug::AnyoneWrites) {
             content.tree.commit.set_role(Role::Replica);
         }
         Database::over(content, Some(self), node, builder)

@@ -18,8 +18,12 @@ use crate::format::log::Base;
 pub(crate) use crate::format::snapshot::Span;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
+use crate::sync::assert_no_latch;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::{Error, Result};
+
+/// Who waits at the gate looks so often whether it is open.
+const GATE_LOOK: std::time::Duration = std::time::Duration::from_micros(200);
 
 pub(crate) use crate::format::record::{Effect as LoggedEffect, HistoryBody};
 
@@ -117,6 +121,8 @@ struct State {
     saves_fail: bool,
     /// So many replicas are in touch, which are fewer than are needed for writes.
     too_few_replicas: Option<(usize, usize)>,
+    /// Writers wait.
+    gated: bool,
 }
 
 #[derive(Debug, Default)]
@@ -202,6 +208,8 @@ pub(crate) enum Refused {
     NoRoom(u64),
     /// Since a moment ago there is a log, and the batch has no body for it.
     Unencoded,
+    /// Nothing is to be written for a moment.
+    Gated,
     /// The database is closed, poisoned, or a keyspace is gone.
     Error(Error),
 }
@@ -212,6 +220,8 @@ pub(crate) enum Denied {
     NoRoom(u64),
     /// As [`Refused::Unencoded`]: the write is begun again.
     Unencoded,
+    /// As [`Refused::Gated`]: the write waits, and is begun again.
+    Gated,
     Error(Error),
 }
 
@@ -275,12 +285,16 @@ impl State {
 
     /// The record that begins a history takes the next place.
     fn begin_history(&mut self, history: HistoryId, term: u64) {
+        self.begin_history_of(self.node, history, term);
+    }
+
+    fn begin_history_of(&mut self, writer: [u8; 16], history: HistoryId, term: u64) {
         let line = Arc::make_mut(&mut self.line);
         if let Some(last) = line.last_mut() {
             last.end = self.position.seq;
         }
         self.position = Position { history, seq: Seq(self.position.seq.0 + 1) };
-        let (start, writer) = (self.position.seq, self.node);
+        let start = self.position.seq;
         line.push(Span { history, term, writer, start, end: start });
         if let Some(tail) = &mut self.tail {
             let body = HistoryBody { history, term, writer };
@@ -320,6 +334,7 @@ impl Commit {
                 log_failure: None,
                 saves_fail: false,
                 too_few_replicas: None,
+                gated: false,
             }),
             newest_code: AtomicU64::new(0),
             newest_id: AtomicU64::new(0),
@@ -391,6 +406,7 @@ impl Commit {
             match write() {
                 Ok(done) => return Ok(Some(done)),
                 Err(Denied::Unencoded) => return Ok(None),
+                Err(Denied::Gated) => self.wait_at_gate(),
                 Err(Denied::Error(error)) => return Err(error),
                 Err(Denied::NoRoom(len)) => {
                     let room = self.room.get().expect("only a log can want room");
@@ -398,6 +414,49 @@ impl Commit {
                 }
             }
         }
+    }
+
+    #[cold]
+    fn wait_at_gate(&self) {
+        assert_no_latch("the gate");
+        while self.state.lock().gated {
+            std::thread::sleep(GATE_LOOK);
+        }
+    }
+
+    /// Writers wait from now on, or go on.
+    pub(crate) fn set_gate(&self, is_shut: bool) {
+        self.state.lock().gated = is_shut;
+    }
+
+    /// Begins `history`, of a term above all that the line has, for `writer`, another node: from now on that alone writes. Writers were stopped by
+    /// the [gate](Self::set_gate) before.
+    ///
+    /// # Errors
+    /// [`Denied::NoRoom`], and why nothing can be written.
+    pub(crate) fn hand_to(
+        &self,
+        writer: [u8; 16],
+        history: HistoryId,
+        term: u64,
+        now_ms: u64,
+    ) -> std::result::Result<Position, Denied> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        self.refusal(state, false)?;
+        if let Some(tail) = &state.tail
+            && !tail.has_room_for_history()
+        {
+            return Err(Denied::NoRoom(tail::HISTORY_LEN));
+        }
+        state.drawn = None;
+        self.has_history.store(false, Ordering::Relaxed);
+        state.tick += 1;
+        state.last_time_ms = state.last_time_ms.max(now_ms);
+        state.begin_history_of(writer, history, term);
+        state.role = Role::Replica;
+        self.is_replica.store(true, Ordering::Relaxed);
+        Ok(state.position)
     }
 
     /// Takes the tail away, to be written; `empty` gives memory for the next.
@@ -457,7 +516,7 @@ impl Commit {
         }
     }
 
-    /// Begins `history`, in a term above all that the line has, though nothing is to be written yet. What the next batch would have begun is
+    /// Begins `history`, in a term above all that the line has and above `above`, though nothing is to be written yet. What the next batch would have begun is
     /// forgotten. Returns the place of the record.
     ///
     /// # Errors
@@ -465,6 +524,7 @@ impl Commit {
     pub(crate) fn begin_term(
         &self,
         history: HistoryId,
+        above: u64,
         now_ms: u64,
     ) -> std::result::Result<Position, Denied> {
         let mut guard = self.state.lock();
@@ -475,7 +535,7 @@ impl Commit {
         {
             return Err(Denied::NoRoom(tail::HISTORY_LEN));
         }
-        let term = state.line.iter().map(|span| span.term).max().unwrap_or(0);
+        let term = state.line.iter().map(|span| span.term).max().unwrap_or(0).max(above);
         state.drawn = None;
         self.has_history.store(true, Ordering::Relaxed);
         state.tick += 1;
@@ -568,6 +628,9 @@ impl Commit {
         // Totals are kept for every live cut.
         let newest_of_all = state.cuts.last().map(|cut| cut.tick);
         let cut = newest.filter(|cut| cut.id > prepared.listed).cloned();
+        if state.gated && !body.is_given() {
+            return Err(Refused::Gated);
+        }
         if let Some(tail) = &state.tail {
             if matches!(body, Body::Unlogged) {
                 return Err(Refused::Unencoded);

@@ -27,6 +27,8 @@ use crate::{Error, Fault, LinkKey, Result};
 
 pub(crate) mod session;
 pub(crate) mod spool;
+#[cfg(test)]
+mod tests;
 
 /// After a link that was lost so long passes before the next, twice as long after each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -181,6 +183,10 @@ pub enum LinkLost {
     Protocol(String),
     /// The source stops.
     Stopping,
+    /// The source has handed over: this is the primary now.
+    HandedOver,
+    /// The source has heard of another that was promoted, and is no primary any more.
+    Fenced,
     /// What came, and what is here, do not add up: what is here is fetched anew.
     Differs(Option<Fault>),
     /// It does not follow by itself.
@@ -207,6 +213,8 @@ pub struct ReplicaStatus {
     pub position: Position,
     /// The last batch of its source, as that last said.
     pub source_seq: Seq,
+    /// The last batch that the primary has said is durable there.
+    pub durable: Seq,
     /// Batches that the source has and it hasn't.
     pub lag: u64,
     /// How old what it has is, in milliseconds by the primary's clock: 0 while it has all. `None` before anything was heard.
@@ -327,7 +335,9 @@ impl Replica {
             if has(&standing.lineage, position) {
                 return Ok(());
             }
-            if standing.position.seq >= position.seq {
+            // While it is out of touch it may still be rewound to the line of its source.
+            let is_settled = matches!(state.state, ReplicaState::Streaming | ReplicaState::Stopped);
+            if standing.position.seq >= position.seq && is_settled {
                 let known = standing.lineage.iter().find(|span| span.history == position.history);
                 return Err(Error::Gone { fork: known.map(|span| span.end) });
             }
@@ -383,9 +393,11 @@ impl Following {
     }
 
     fn status(&self) -> ReplicaStatus {
-        let position = self.engine.upgrade().map(|engine| engine.tree().commit.standing());
+        let engine = self.engine.upgrade();
+        let durable = engine.as_ref().map_or(Seq(0), |engine| engine.hub.durable_heard().seq);
+        let own = engine.map(|engine| engine.tree().commit.standing());
         let (position, applied_ms) =
-            position.map_or((Position::default(), 0), |own| (own.position, own.time_ms));
+            own.map_or((Position::default(), 0), |own| (own.position, own.time_ms));
         let state = self.state();
         let lag = state.head.0.saturating_sub(position.seq.0);
         let behind = state.time_ms.saturating_sub(applied_ms);
@@ -394,6 +406,7 @@ impl Following {
             source: self.source.place.clone(),
             position,
             source_seq: state.head.max(position.seq),
+            durable,
             lag,
             lag_ms: (state.time_ms > 0).then_some(if lag == 0 { 0 } else { behind }),
             caught_up: state.caught_up,
@@ -567,6 +580,10 @@ impl Following {
                 self.state().is_stopped = true;
                 LinkLost::Failed("the database is closed".into())
             }
+            (_, LinkEnd::Session(Ended::Promoted)) => {
+                self.state().is_stopped = true;
+                LinkLost::HandedOver
+            }
             (_, LinkEnd::Session(Ended::Failed(error))) => LinkLost::Failed(error.to_string()),
             (_, LinkEnd::Session(Ended::By(reason, detail))) => told(Bye { reason, detail }, fault),
             (_, LinkEnd::Session(Ended::Bye(bye))) => told(bye, None),
@@ -589,6 +606,7 @@ fn told(bye: Bye, fault: Option<Fault>) -> LinkLost {
         Reason::Differs => LinkLost::Differs(fault),
         Reason::Cycle => LinkLost::Refused(SyncRefused::Cycle),
         Reason::Busy => LinkLost::Busy,
+        Reason::Fenced => LinkLost::Fenced,
         Reason::Silent => LinkLost::Silent,
         Reason::Failed => LinkLost::SourceFailed,
         Reason::TooLarge => LinkLost::TooLarge,
@@ -642,7 +660,7 @@ impl Watched {
             Stage::Meeting | Stage::Asked => ReplicaState::Meeting,
             Stage::Receiving => ReplicaState::Receiving,
             Stage::Streaming => ReplicaState::Streaming,
-            Stage::Waiting => ReplicaState::Waiting,
+            Stage::Waiting | Stage::Healing => ReplicaState::Waiting,
         });
     }
 }

@@ -8,22 +8,22 @@ use std::time::Duration;
 
 use crate::applier::{Applier, NotApplied};
 use crate::clock::random_id;
-use crate::commit::Standing;
+use crate::commit::{Role, Standing};
 use crate::database::Engine;
 use crate::error::SyncRefused;
 use crate::follow::spool::{Spool, needs_of};
-use crate::format::record::{RECORD_HEADER_LEN, RecordHeader};
+use crate::format::record::{RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::format::wire::{
     Ack, Ask, Beat, Bye, CutMessage, End, Hello, Mark, MessageKind, Offer, Plan, Reason,
 };
 use crate::position::{Position, Seq};
-use crate::replication::catch_up::{Replica, consent};
+use crate::replication::catch_up::{Replica, batches_beyond, consent};
 use crate::replication::framing::Sealer;
 use crate::replication::line::{fork, has, term};
 use crate::replication::needs::{Need, Needs};
 use crate::serve::drive::{Chore, Machine};
 use crate::serve::hub::{Hub, SyncKind};
-use crate::serve::session::{Ended, Filled, SessionLimits, Step};
+use crate::serve::session::{Ended, Filled, SessionLimits, SourceSession, Step};
 use crate::{Error, Fault};
 
 /// Who was told to wait, or to ask again, does so after so long.
@@ -53,6 +53,8 @@ pub(crate) enum Stage {
     Streaming,
     /// Nothing follows at present: it is to be asked again.
     Waiting,
+    /// The source is sent what it has lost.
+    Healing,
 }
 
 /// See the file's head.
@@ -89,6 +91,10 @@ pub(crate) struct ReplicaSession {
     /// What was wrong with what came.
     pub(crate) fault: Option<Fault>,
     has_begun: bool,
+    /// It takes back what it has lost from its own replica.
+    heals: bool,
+    /// It sends to its source what that has lost.
+    healing: Option<Box<SourceSession>>,
 }
 
 impl ReplicaSession {
@@ -123,7 +129,14 @@ impl ReplicaSession {
             refused: None,
             fault: None,
             has_begun: false,
+            heals: false,
+            healing: None,
         }
+    }
+
+    /// It takes back what it has lost from its own replica.
+    pub(crate) fn heals(&mut self) {
+        self.heals = true;
     }
 
     /// The database, if it has not been dropped.
@@ -168,6 +181,11 @@ impl ReplicaSession {
         let engine = &self.engine()?;
         self.heard_ms = self.heard_ms.max(now_ms);
         let decoded = |_| Ended::By(Reason::Protocol, 0);
+        if let Some(healing) = &mut self.healing
+            && kind != MessageKind::Bye
+        {
+            return healing.receive(kind, payload, now_ms);
+        }
         match (kind, self.stage) {
             (MessageKind::Beat, _) => {
                 let beat = Beat::decode(payload).map_err(decoded)?;
@@ -218,7 +236,8 @@ impl ReplicaSession {
 
     fn hello(&mut self, engine: &Arc<Engine>, source: Hello, now_ms: u64) -> Step {
         let own = self.standing(engine);
-        if source.node == engine.node || source.path.contains(&engine.node) {
+        let is_cycle = source.path.contains(&engine.node) && !self.heals;
+        if source.node == engine.node || is_cycle {
             return Err(self.refuse(SyncRefused::Cycle));
         }
         let known = self.hub.term(&own.lineage);
@@ -242,10 +261,12 @@ impl ReplicaSession {
             return Err(self.refuse(refused));
         }
         self.hub.heard_term(source.term.max(term(&source.lineage)));
-        let mut path = vec![source.node];
-        path.extend(&source.path);
-        path.truncate(64);
-        self.hub.set_path(path);
+        if !self.heals {
+            let mut path = vec![source.node];
+            path.extend(&source.path);
+            path.truncate(64);
+            self.hub.set_path(path);
+        }
         self.durable = source.durable;
         self.fork = if is_same { fork(&own.lineage, &source.lineage) } else { None };
         if own.lineage.is_empty() {
@@ -314,7 +335,16 @@ impl ReplicaSession {
                 self.stage = Stage::Waiting;
                 self.ask_at_ms = Some(now_ms + ASK_AGAIN_MS);
             }
-            Plan::Heal => return Err(self.refuse(SyncRefused::SourceLostData)),
+            // Two sources that both have lost something have no end.
+            Plan::Heal if self.heals => return Err(self.refuse(SyncRefused::SourceLostData)),
+            Plan::Heal => {
+                let (weak, signal) = (Weak::clone(&self.engine), Arc::default());
+                let (limits, hub) = (self.limits.clone(), &self.hub);
+                let mut session = SourceSession::new((&weak, hub), 0, limits, signal, now_ms);
+                session.heals();
+                self.stage = Stage::Healing;
+                self.healing = Some(Box::new(session));
+            }
         }
         Ok(())
     }
@@ -361,6 +391,9 @@ impl ReplicaSession {
             .end(message.blocks, &self.base, &own.lineage)
             .map_err(|error| differs(error, &mut self.fault))?;
         let chain = arrival.chain;
+        if arrival.rewinds && self.discards(&own) {
+            engine.set_aside(&own)?;
+        }
         let dataset = self.source.as_ref().map_or_else(Default::default, |source| source.dataset);
         if let Err(error) = engine.put_in_place(arrival, dataset) {
             if let Error::Corrupt { what, .. } = error {
@@ -375,6 +408,14 @@ impl ReplicaSession {
         self.applier = Some(Applier::new(engine, chain));
         self.stage = Stage::Streaming;
         Ok(())
+    }
+
+    /// Whether what is here and not at the source is more than the beginnings of histories.
+    fn discards(&self, own: &Standing) -> bool {
+        match self.fork {
+            Some(at) => batches_beyond(&own.lineage, at) > 0,
+            None => own.totals.records > 0,
+        }
     }
 
     fn records(&mut self, engine: &Arc<Engine>, mut payload: &[u8]) -> Step {
@@ -398,6 +439,19 @@ impl ReplicaSession {
                     return Err(Ended::By(Reason::Differs, header.seq.0));
                 }
                 Err(NotApplied::Error(error)) => return Err(Ended::Failed(error)),
+            }
+            let is_own = || {
+                let line = engine.tree().commit.standing().lineage;
+                line.last().is_some_and(|last| last.writer == engine.node)
+            };
+            if header.kind == RecordKind::History && is_own() {
+                // Its source has handed over. That is to be known here after a power cut as well, before anything is written.
+                let commit = &engine.tree().commit;
+                if let Some(log) = engine.log() {
+                    log.sync(commit, header.seq).map_err(Error::LogFailed)?;
+                }
+                commit.set_role(Role::Primary);
+                return Err(Ended::Promoted);
             }
             payload = rest;
         }
@@ -434,6 +488,9 @@ impl ReplicaSession {
         let engine = &self.engine()?;
         if now_ms.saturating_sub(self.heard_ms) > self.limits.timeout_ms {
             return Err(Ended::By(Reason::Silent, 0));
+        }
+        if let Some(healing) = &mut self.healing {
+            return healing.fill(sealer, out, now_ms);
         }
         if !self.has_begun || self.ask_at_ms.is_some_and(|at| at <= now_ms) {
             self.has_begun = true;

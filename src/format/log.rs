@@ -365,6 +365,38 @@ impl Identity {
     }
 }
 
+/// The file that says of which promotion a directory has heard, that may write no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fence {
+    pub(crate) term: u64,
+    /// The history that began the term; zeros if that is not known.
+    pub(crate) history: HistoryId,
+}
+
+pub(crate) const FENCE_LEN: usize = 48;
+const FENCE_CRC_AT: usize = 44;
+const FENCE_MAGIC: [u8; 8] = *b"\x89STF\r\n\x1a\n";
+
+impl Fence {
+    pub(crate) fn encode(&self) -> [u8; FENCE_LEN] {
+        let mut out = Vec::with_capacity(FENCE_LEN);
+        out.extend_from_slice(&FENCE_MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.term.to_le_bytes());
+        out.extend_from_slice(&self.history.0);
+        seal(out, FENCE_CRC_AT)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
+        let mut d = Decoder::new(bytes);
+        check_head(&mut d, FENCE_MAGIC)?;
+        let (term, history) = (d.u64("term")?, HistoryId(d.array("history")?));
+        check_seal(&mut d, bytes, FENCE_CRC_AT, "fence")?;
+        Ok(Fence { term, history })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

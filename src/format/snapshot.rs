@@ -226,6 +226,13 @@ pub(crate) struct Span {
 
 pub(crate) const SPAN_LEN: usize = 56;
 
+/// What decides between two lines whose nodes both take writes: the highest term, and of equal ones the history that began it.
+pub(crate) fn rank(line: &[Span]) -> (u64, HistoryId) {
+    let term = line.iter().map(|span| span.term).max().unwrap_or(0);
+    let began = line.iter().find(|span| span.term == term);
+    (term, began.map(|span| span.history).unwrap_or_default())
+}
+
 impl Span {
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.history.0);

@@ -141,7 +141,8 @@ pub(crate) fn consent(
     if offered < known {
         return Err(SyncRefused::OldTerm { known, offered });
     }
-    if offered > known {
+    // Somebody decided, whoever told the replica of it before.
+    if offered > term(replica.line) {
         return Ok(Consent::SaveAside);
     }
     let mut beyond = replica.line.iter().chain(source).filter(|span| span.end > at);

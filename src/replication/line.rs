@@ -38,6 +38,12 @@ pub(crate) fn end(line: &[Span]) -> Position {
         .map_or_else(Position::default, |last| Position { history: last.history, seq: last.end })
 }
 
+/// The batch of this number on the line; the empty state if the line does not name it.
+pub(crate) fn at(line: &[Span], seq: Seq) -> Position {
+    let span = line.iter().find(|span| span.start <= seq && seq <= span.end);
+    span.map_or_else(Position::default, |span| Position { history: span.history, seq })
+}
+
 /// The highest term on the line.
 pub(crate) fn term(line: &[Span]) -> u64 {
     line.iter().map(|span| span.term).max().unwrap_or(0)

@@ -277,6 +277,32 @@ impl Hub {
         level: AckLevel,
         timeout: Duration,
     ) -> usize {
+        self.wait_for(engine, position, level, timeout, count, |_| true)
+    }
+
+    /// Waits until the replica of this node has the batch, or so long; whether it has.
+    pub(crate) fn wait_for_node(
+        &self,
+        engine: &Engine,
+        node: [u8; 16],
+        position: Position,
+        level: AckLevel,
+        timeout: Duration,
+    ) -> bool {
+        let is_it =
+            |session: &Session| session.hello.as_ref().is_some_and(|(other, _)| *other == node);
+        self.wait_for(engine, position, level, timeout, 1, is_it) > 0
+    }
+
+    fn wait_for(
+        &self,
+        engine: &Engine,
+        position: Position,
+        level: AckLevel,
+        timeout: Duration,
+        count: usize,
+        counts: impl Fn(&Session) -> bool,
+    ) -> usize {
         let deadline = Instant::now() + timeout;
         let mut state = self.state();
         let waiter = (level == AckLevel::Durable).then(|| {
@@ -301,7 +327,7 @@ impl Hub {
                 // They look whether somebody waits.
                 state.sessions.values().for_each(|session| session.signal.wake());
             }
-            let acked = state.sessions.values().filter(|session| has_it(session)).count();
+            let acked = state.sessions.values().filter(|s| counts(s) && has_it(s)).count();
             let left = deadline.saturating_duration_since(Instant::now());
             if acked >= count || left.is_zero() {
                 break acked;

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::uptime_ms;
 use crate::commit::Role;
 use crate::database::{Attendant, Database, Engine};
-use crate::position::Position;
+use crate::position::{Position, Seq};
 use crate::replication::auth::Side;
 use crate::replication::framing::Secrets;
 use crate::replication::link::listener::{Address, Listener};
@@ -276,9 +276,67 @@ impl Primary {
         if acked >= count { Ok(acked) } else { Err(Error::NotAcked { acked, wanted: count }) }
     }
 
+    /// Makes the replica `to` the primary, without losing a write: new writes wait, what was written is brought to it, then it is told that from here on it
+    /// alone writes. The database is a replica then, which follows nobody yet; writes that waited fail with [`Error::ReadOnly`].
+    ///
+    /// Cost: writers wait for about two round trips and two syncs. A crash before the last step leaves this node as it was; after
+    /// it, this node takes no writes, and the other does as soon as it has heard of it, now or when it comes back. Should it never come back, another is
+    /// [promoted](Database::promote).
+    ///
+    /// # Errors
+    /// [`Error::NotAcked`] if the replica is not connected, is far behind or does not get there within `timeout`: nothing has happened.
+    /// [`Error::NotDurable`]: nobody writes, until somebody is promoted. [`Error::ReadOnly`], [`Error::LogFailed`], [`Error::Closed`].
+    pub fn hand_over(&self, to: [u8; 16], timeout: Duration) -> Result<Position> {
+        /// Who is farther behind is waited for before writers are.
+        const NEAR: u64 = 10_000;
+        let engine = self.serving.sessions.engine.upgrade().ok_or(Error::Closed)?;
+        let commit = &engine.tree().commit;
+        commit.check_writable()?;
+        let deadline = Instant::now() + timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let missing = || Error::NotAcked { acked: 0, wanted: 1 };
+        let near = Seq(commit.position().seq.0.saturating_sub(NEAR));
+        let near = crate::replication::line::at(&commit.standing().lineage, near);
+        if !engine.hub.wait_for_node(&engine, to, near, AckLevel::Applied, left()) {
+            return Err(missing());
+        }
+        let gate = Gate::shut(&engine);
+        let last = commit.position();
+        let level = match engine.log() {
+            Some(log) => {
+                let synced = log.sync(commit, last.seq);
+                synced.map_err(|failure| Error::NotDurable { position: last, failure })?;
+                AckLevel::Durable
+            }
+            None => AckLevel::Applied,
+        };
+        if !engine.hub.wait_for_node(&engine, to, last, level, left()) {
+            return Err(missing());
+        }
+        let handed = engine.hand_to(to);
+        drop(gate);
+        handed
+    }
+
     /// Ends all sessions and listens no more. Returns when all threads have ended.
     pub fn shutdown(&self) {
         self.serving.end();
+    }
+}
+
+/// Writers wait for as long as it lives.
+struct Gate<'a>(&'a Engine);
+
+impl<'a> Gate<'a> {
+    fn shut(engine: &'a Engine) -> Self {
+        engine.tree().commit.set_gate(true);
+        Gate(engine)
+    }
+}
+
+impl Drop for Gate<'_> {
+    fn drop(&mut self) {
+        self.0.tree().commit.set_gate(false);
     }
 }
 

@@ -10,13 +10,14 @@ use std::time::Duration;
 use crate::Error;
 use crate::commit::{Holder, Role, Standing};
 use crate::database::Engine;
+use crate::follow::session::{Kept, ReplicaSession};
 use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordKind};
-use crate::format::snapshot::Codec;
+use crate::format::snapshot::{Codec, rank};
 use crate::format::wire::{
     Ack, Ask, Beat, Bye, CutMessage, End, Hello, MAX_PAYLOAD_LEN, Mark, MessageKind, Offer, Plan,
     Reason,
 };
-use crate::position::{Position, Seq};
+use crate::position::{HistoryId, Position, Seq};
 use crate::replication::catch_up::{CatchUp, Costs, Source, choose};
 use crate::replication::framing::Sealer;
 use crate::replication::line::has;
@@ -60,6 +61,8 @@ pub(crate) enum Ended {
     Bye(Bye),
     /// Something of one's own failed, and the other is told that alone.
     Failed(Error),
+    /// The replica takes over: what it was sent says so.
+    Promoted,
 }
 
 impl Ended {
@@ -68,6 +71,7 @@ impl Ended {
         match *self {
             Ended::By(reason, detail) => Some(Bye { reason, detail }),
             Ended::Failed(_) => Some(Bye { reason: Reason::Failed, detail: 0 }),
+            Ended::Promoted => Some(Bye { reason: Reason::Stopping, detail: 0 }),
             Ended::Bye(_) => None,
         }
     }
@@ -107,12 +111,32 @@ pub(crate) struct SourceSession {
     beat_ms: u64,
     /// Payload of records.
     payload: Vec<u8>,
+    /// It sends to its own source what that has lost.
+    is_healing: bool,
 }
 
 enum Sending {
     Nothing,
+    /// It takes back what it has lost: it is the one that is sent something.
+    Healing(Box<Healing>),
     Leaves(Box<Leaves>),
     Records(Box<Records>),
+}
+
+/// See [`Sending::Healing`].
+struct Healing {
+    session: ReplicaSession,
+    /// The last batch that the replica had of this node's.
+    up_to: Position,
+    engine: Weak<Engine>,
+}
+
+impl Drop for Healing {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.upgrade() {
+            engine.tree().commit.set_role(Role::Primary);
+        }
+    }
 }
 
 struct Leaves {
@@ -154,7 +178,13 @@ impl SourceSession {
             heard_ms: now_ms,
             beat_ms: now_ms,
             payload: Vec::new(),
+            is_healing: false,
         }
+    }
+
+    /// It sends to its own source what that has lost.
+    pub(crate) fn heals(&mut self) {
+        self.is_healing = true;
     }
 
     /// The database, if it has not been dropped.
@@ -167,6 +197,16 @@ impl SourceSession {
         let engine = &self.engine()?;
         self.heard_ms = now_ms;
         let decoded = |_| Ended::By(Reason::Protocol, 0);
+        if let Sending::Healing(healing) = &mut self.sending
+            && kind != MessageKind::Bye
+        {
+            healing.session.receive(kind, payload, now_ms)?;
+            if engine.tree().commit.standing().position == healing.up_to {
+                // The replica follows again, of what both have.
+                return Err(Ended::By(Reason::Moved, 0));
+            }
+            return Ok(());
+        }
         match kind {
             MessageKind::Hello => self.hello(engine, Hello::decode(payload).map_err(decoded)?),
             MessageKind::Ask => self.ask(engine, Ask::decode(payload).map_err(decoded)?, now_ms),
@@ -191,11 +231,27 @@ impl SourceSession {
         self.hub.durable(own, on_disk)
     }
 
+    /// Whether this node can't tell now where its line goes on.
+    fn is_unsettled(&self, own: &Standing) -> bool {
+        own.role != Role::Primary && self.hub.is_unsettled()
+    }
+
     fn hello(&mut self, engine: &Arc<Engine>, hello: Hello) -> Step {
-        if hello.node == engine.node || self.hub.path().contains(&hello.node) {
+        let is_cycle = self.hub.path().contains(&hello.node) && !self.is_healing;
+        if hello.node == engine.node || is_cycle {
             return Err(Ended::By(Reason::Cycle, 0));
         }
         let own = self.standing(engine);
+        let is_same = hello.dataset == engine.dataset();
+        let (ours, theirs) = (rank(&own.lineage), rank(&hello.lineage));
+        let known = self.hub.term(&own.lineage);
+        let outranks = theirs.0 > 0 && theirs > ours;
+        if is_same && own.role == Role::Primary && (outranks || hello.term > known) {
+            // Another was promoted, and this replica is with it, or has heard of it.
+            let (term, history) = theirs.max((hello.term, HistoryId::default()));
+            engine.fence(term, history)?;
+            return Err(Ended::By(Reason::Fenced, term));
+        }
         let own_hello = Hello {
             node: engine.node,
             dataset: engine.dataset(),
@@ -205,7 +261,7 @@ impl SourceSession {
             chain: own.chain,
             is_primary: own.role == Role::Primary,
             has_written: own.has_written,
-            is_unsettled: self.hub.is_unsettled(),
+            is_unsettled: self.is_unsettled(&own),
             max_body_len: self.limits.max_body_len,
             path: self.hub.path(),
             lineage: own.lineage,
@@ -257,7 +313,7 @@ impl SourceSession {
                 node: engine.node,
                 is_primary: own.role == Role::Primary,
                 has_written: own.has_written,
-                is_unsettled: self.hub.is_unsettled(),
+                is_unsettled: self.is_unsettled(&own),
                 log_after: feed.as_ref().map(|_| asked.seq),
             };
             let costs = || self.costs(engine, feed.as_ref(), asked.seq);
@@ -270,7 +326,22 @@ impl SourceSession {
                 }
                 (CatchUp::Retry, _) => self.offer(ask.number, Plan::Retry),
                 (CatchUp::Wait, _) => self.offer(ask.number, Plan::Wait),
-                (CatchUp::Heal, _) => self.offer(ask.number, Plan::Heal),
+                (CatchUp::Heal, _) => {
+                    // Nothing was written in this run, and nothing is until it has its own again.
+                    let up_to = asked;
+                    commit.set_role(Role::Replica);
+                    let weak = Arc::downgrade(engine);
+                    let mut session = ReplicaSession::new(
+                        (&weak, &self.hub),
+                        self.limits.clone(),
+                        Kept::default(),
+                        now_ms,
+                    );
+                    session.heals();
+                    self.offer(ask.number, Plan::Heal);
+                    self.sending =
+                        Sending::Healing(Box::new(Healing { session, up_to, engine: weak }));
+                }
                 (CatchUp::Records { .. }, Some(feed)) => {
                     self.offer(ask.number, Plan::Records);
                     self.hub.catches_up(self.id, way);
@@ -364,6 +435,11 @@ impl SourceSession {
         }
         let filled = match std::mem::replace(&mut self.sending, Sending::Nothing) {
             Sending::Nothing => Ok(Filled::Idle),
+            Sending::Healing(mut healing) => {
+                let filled = healing.session.fill(sealer, out, now_ms);
+                self.sending = Sending::Healing(healing);
+                filled
+            }
             Sending::Leaves(leaves) => self.fill_leaves(engine, leaves, sealer, out, now_ms),
             Sending::Records(records) => self.fill_records(engine, records, sealer, out, now_ms),
         };

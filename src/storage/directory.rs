@@ -15,13 +15,16 @@ use super::salvage::set_aside;
 use super::{Disk, DiskFile, directory_of, read_exact_at, temporary_path, write_all_at};
 use crate::clock::random_id;
 use crate::error::{Error, Result};
-use crate::format::log::{ANEW_LEN, Anew, IDENTITY_LEN, Identity};
-use crate::format::snapshot::Span;
+use crate::format::log::{ANEW_LEN, Anew, FENCE_LEN, Fence, IDENTITY_LEN, Identity};
+use crate::format::snapshot::{Span, rank};
 use crate::planted::{Bug, planted};
 
 pub(crate) const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
 const ANEW: &str = "anew";
+const FENCE: &str = "fence";
+/// The folder of states that were given up.
+const ASIDE: &str = "aside";
 
 /// What a name in the directory stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +34,8 @@ pub(crate) enum FileKind {
     Identity,
     /// Where it began anew.
     Anew,
+    /// The promotion that it heard of.
+    Fence,
     Lock,
     /// Left by someone who was interrupted.
     Temporary,
@@ -50,6 +55,7 @@ impl FileKind {
             LOCK => FileKind::Lock,
             IDENTITY => FileKind::Identity,
             ANEW => FileKind::Anew,
+            FENCE => FileKind::Fence,
             _ if planted(Bug::TemporaryTaken) && name.ends_with(".tmp") => {
                 let whole = name.get(1..).and_then(|name| name.split('.').next());
                 let ordinal = whole.and_then(|ordinal| ordinal.parse().ok());
@@ -219,7 +225,11 @@ impl Directory {
             return Ok(());
         }
         lock(&self.identity).is_copy = false;
-        self.write_identity()
+        self.rewrite_identity()
+    }
+
+    fn rewrite_identity(&self) -> Result<()> {
+        replace_whole(&*self.disk, &self.path.join(IDENTITY), &self.identity().encode())
     }
 
     /// Where it began anew, if the snapshot is there with which it did.
@@ -254,7 +264,7 @@ impl Directory {
     pub(crate) fn begin_anew(&self, snapshot: u64, dataset: [u8; 16]) -> Result<()> {
         // Of two times that it began anew one alone is told of.
         self.settle_anew()?;
-        create_whole(&*self.disk, &self.path.join(ANEW), &Anew { snapshot, dataset }.encode())
+        replace_whole(&*self.disk, &self.path.join(ANEW), &Anew { snapshot, dataset }.encode())
     }
 
     /// Takes up what is to count from the snapshot on, which is there.
@@ -278,7 +288,7 @@ impl Directory {
                 }
             }
             self.sync()?;
-            self.write_identity()?;
+            self.rewrite_identity()?;
         }
         self.remove(&self.path.join(ANEW))?;
         self.sync()
@@ -308,9 +318,56 @@ impl Directory {
     }
 
     /// Whether who opens it may write on from a line of these histories.
-    pub(crate) fn may_write(&self, lineage: &[Span]) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Corrupt`].
+    pub(crate) fn may_write(&self, lineage: &[Span]) -> Result<bool> {
         let Identity { node, is_copy, .. } = self.identity();
-        lineage.last().is_none_or(|last| last.writer == node || is_copy)
+        let own = lineage.last().is_none_or(|last| last.writer == node || is_copy);
+        Ok(own && !self.fence()?.is_some_and(|fence| rank(lineage) < (fence.term, fence.history)))
+    }
+
+    /// A place for what was given up, under this name. Older ones than the newest few go.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn aside(&self, name: &str) -> Result<PathBuf> {
+        const KEPT: usize = 3;
+        let folder = self.path.join(ASIDE);
+        match self.disk.create_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", &folder, error));
+            }
+            _ => self.sync()?,
+        }
+        let listed = self.disk.list(&folder);
+        let listed = listed.map_err(|source| Error::io("list", &folder, source))?;
+        let mut others: Vec<_> = listed.into_iter().filter(|other| other != name).collect();
+        // By the Seq behind the history.
+        others.sort_by_key(|name| name.to_str().map(|name| name[name.len().min(33)..].to_owned()));
+        while others.len() >= KEPT {
+            self.remove(&folder.join(others.remove(0)))?;
+        }
+        Ok(folder.join(name))
+    }
+
+    /// The promotion that it heard of, if that was of another line.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Corrupt`].
+    pub(crate) fn fence(&self) -> Result<Option<Fence>> {
+        let path = self.path.join(FENCE);
+        let file = match self.disk.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|source| Error::io("open", &path, source))?,
+        };
+        let bytes = read_small(&*file, &path, FENCE_LEN)?;
+        Fence::decode(&bytes).map(Some).map_err(|d| Error::corrupt(&path, d.at, d.fault))
+    }
+
+    /// Whatever line is here, it is written no more below this rank.
+    pub(crate) fn set_fence(&self, fence: Fence) -> Result<()> {
+        replace_whole(&*self.disk, &self.path.join(FENCE), &fence.encode())
     }
 
     /// Lets another process have it: nothing is done here any more.
@@ -391,6 +448,16 @@ fn read_small(file: &dyn DiskFile, path: &Path, len: usize) -> Result<Vec<u8>> {
 
 /// Makes a small file that is whole and durable before it has its name.
 pub(crate) fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_whole(disk, path, bytes).inspect_err(|error| {
+        if matches!(error, Error::Io { op: "sync", path: synced, .. } if synced == directory_of(path)) {
+            // In doubt for good, as every name whose sync failed: the next one to try makes it anew.
+            let _ = disk.remove(path);
+        }
+    })
+}
+
+/// As [`create_whole`], in the place of a file that there may be: whatever fails, that or the new one is there.
+fn replace_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = directory_of(path);
     let (temporary, file) = create_temporary(disk, path)?;
     write_all_at(&*file, bytes, 0)
@@ -403,11 +470,7 @@ pub(crate) fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result
             // It failed for another reason, which is the one that is told.
             let _ = disk.remove(&temporary);
         })?;
-    disk.sync_dir(dir).map_err(|source| {
-        // In doubt for good, as every name whose sync failed: the next one to try makes it anew.
-        let _ = disk.remove(path);
-        Error::io("sync", dir, source)
-    })
+    disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source))
 }
 
 /// A new file beside `path`, under a name that says it is not whole.

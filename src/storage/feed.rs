@@ -121,7 +121,7 @@ impl Feed {
     ) -> Result<Fed> {
         let mut shown = 0;
         loop {
-            let end = self.log.written().min(last);
+            let end = self.log.to_be_shown().min(last);
             if self.base.position.seq >= end {
                 return Ok(Fed::All);
             }

@@ -57,6 +57,10 @@ pub(crate) struct Log {
     written: AtomicU64,
     /// What was synced, and who waits for more.
     group: Group,
+    /// Nothing behind this batch is shown to feeds yet.
+    ///
+    /// Release when set, acquire when read: who reads a lower limit must not show what was written behind it.
+    shown_up_to: AtomicU64,
     /// What readers have come to, who are to find the rest still there.
     leases: Mutex<BTreeMap<u64, Seq>>,
     /// Asks for a segment to be made ahead.
@@ -146,6 +150,7 @@ impl Log {
             }),
             written: AtomicU64::new(seq),
             group: Group::new(start.base.position.seq),
+            shown_up_to: AtomicU64::new(u64::MAX),
             leases: Mutex::default(),
             want_spare,
             spare_wanted,
@@ -392,6 +397,16 @@ impl Log {
         let current = writer.current.as_ref().map(|current| current.label.ordinal);
         let closed = writer.closed.iter().map(|closed| closed.ordinal);
         (closed.chain(current).collect(), writer.restarts)
+    }
+
+    /// The last batch that feeds may show.
+    pub(crate) fn to_be_shown(&self) -> Seq {
+        self.written().min(Seq(self.shown_up_to.load(Ordering::Acquire)))
+    }
+
+    /// Feeds show nothing behind this batch; without one, everything.
+    pub(crate) fn show_up_to(&self, seq: Option<Seq>) {
+        self.shown_up_to.store(seq.map_or(u64::MAX, |seq| seq.0), Ordering::Release);
     }
 
     /// What the last record that is in a file leaves.

@@ -677,7 +677,11 @@ impl Listed {
                 FileKind::Segment(ordinal) => listed.segments.push(ordinal),
                 FileKind::Snapshot(ordinal) => listed.snapshots.push(ordinal),
                 FileKind::Temporary => listed.temporary.push(name),
-                FileKind::Identity | FileKind::Anew | FileKind::Lock | FileKind::Other => {}
+                FileKind::Identity
+                | FileKind::Anew
+                | FileKind::Fence
+                | FileKind::Lock
+                | FileKind::Other => {}
             }
         }
         listed.segments.sort_unstable();

@@ -198,6 +198,7 @@ impl Tree {
                 }
                 Err(Refused::NoRoom(len)) => Denied::NoRoom(len),
                 Err(Refused::Unencoded) => Denied::Unencoded,
+                Err(Refused::Gated) => Denied::Gated,
                 Err(Refused::Error(error)) => Denied::Error(error),
             };
             for leaf in planned.iter_mut().filter(|leaf| leaf.keeps_for.is_some()) {

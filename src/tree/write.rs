@@ -292,6 +292,7 @@ impl Tree {
                 }
                 Err(Refused::NoRoom(len)) => Denied::NoRoom(len),
                 Err(Refused::Unencoded) => Denied::Unencoded,
+                Err(Refused::Gated) => Denied::Gated,
                 Err(Refused::Error(error)) => Denied::Error(error),
             };
             let stamp = latch.stamp;

@@ -1,11 +1,13 @@
 //! Replicas over links within the process, TCP and Unix sockets: they become what their primary is, and stay it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use stillframe::simulation::SimDisk;
 use stillframe::{
-    AckLevel, Database, Durability, Error, Link, LinkKey, Primary, PrimaryOptions, Replica,
-    ReplicaSource, ReplicaState, Role,
+    AckLevel, Database, Durability, Error, HistoryId, Link, LinkKey, LinkLost, Position, Primary,
+    PrimaryOptions, Replica, ReplicaSource, ReplicaState, ReplicaStatus, Role, Seq, StalePolicy,
+    SyncRefused,
 };
 
 use crate::saves::Dir;
@@ -204,4 +206,319 @@ fn writers_and_replicas_that_come_and_go() {
     let replica = copy.follow(within(&primary)).unwrap();
     reaches(&replica, &db);
     same(&db, &copy);
+}
+
+fn on(disk: &SimDisk) -> Database {
+    Database::builder().disk(disk.clone()).open("/db").unwrap()
+}
+
+/// Waits until the status is as asked, and tells what it is if it never becomes so.
+fn until(replica: &Replica, what: &str, is: impl Fn(&ReplicaStatus) -> bool) -> ReplicaStatus {
+    let began = Instant::now();
+    loop {
+        let status = replica.status();
+        if is(&status) {
+            return status;
+        }
+        assert!(began.elapsed() < LONG, "never {what}: {status:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn refused(replica: &Replica) -> SyncRefused {
+    let status = until(replica, "refused", |status| status.state == ReplicaState::Refused);
+    match status.last_end {
+        Some(LinkLost::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// C7: nothing that was acknowledged is lost, and never do both write.
+#[test]
+fn a_planned_change_of_the_primary_loses_nothing() {
+    let disks = [SimDisk::new(), SimDisk::new()];
+    let [a, b] = [on(&disks[0]), on(&disks[1])];
+    let films = a.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = b.follow(within(&primary)).unwrap();
+    reaches(&replica, &a);
+    let nobody = primary.hand_over([9; 16], Duration::from_millis(20));
+    assert!(matches!(nobody, Err(Error::NotAcked { .. })));
+    films.insert("k", "still the primary").unwrap();
+    let node = primary.replicas()[0].node;
+    let (mut last, mut handed) = (None, None);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut last = 0_u32;
+            for n in 0.. {
+                match films.insert("n", n.to_string()) {
+                    Ok(()) => last = n,
+                    Err(Error::ReadOnly) => return last,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            unreachable!()
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        handed = Some(primary.hand_over(node, LONG).unwrap());
+        last = Some(writer.join().unwrap());
+    });
+    assert_eq!((a.role(), a.position()), (Role::Replica, handed.unwrap()));
+    until(&replica, "the primary", |_| b.role() == Role::Primary);
+    assert_eq!(b.position(), handed.unwrap());
+    let kept = b.keyspace("films").unwrap().get("n").unwrap().unwrap();
+    assert_eq!(kept, last.unwrap().to_string().as_str());
+    b.keyspace("films").unwrap().insert("k", "b").unwrap();
+    // Whatever happens to either, only one of them writes.
+    drop((primary, replica, films, a));
+    let a = on(&disks[0]);
+    assert_eq!(a.role(), Role::Replica);
+    let second = b.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = a.follow(within(&second)).unwrap();
+    reaches(&replica, &b);
+    same(&b, &a);
+    assert_eq!(replica.status().counts.partial, 1);
+    let position = b.position();
+    drop((second, replica, b));
+    let b = on(&disks[1].crash(3));
+    assert_eq!((b.role(), b.position()), (Role::Primary, position));
+}
+
+/// C6, B17: who was replaced while he was away takes no writes once he hears of it, also after he was opened anew, until he is promoted.
+#[test]
+fn a_primary_that_was_replaced_stops_writing() {
+    let disk = SimDisk::new();
+    let (a, b, c) = (on(&disk), Database::in_memory(), Database::in_memory());
+    let films = a.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    let first = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let of_a = b.follow(within(&first)).unwrap();
+    reaches(&of_a, &a);
+    of_a.promote().unwrap();
+    b.keyspace("films").unwrap().insert("k", "b").unwrap();
+    // Nobody has told it.
+    films.insert("k", "a").unwrap();
+    let second = b.serve_replicas(PrimaryOptions::new()).unwrap();
+    let of_b = c.follow(within(&second)).unwrap();
+    reaches(&of_b, &b);
+    let lost = c.follow(within(&first)).unwrap();
+    until(&lost, "told", |status| status.last_end == Some(LinkLost::Fenced));
+    assert!(matches!(films.insert("k", "x"), Err(Error::ReadOnly)));
+    assert_eq!(films.get("k").unwrap().unwrap(), "a");
+    assert_eq!(c.keyspace("films").unwrap().get("k").unwrap().unwrap(), "b");
+    drop((first, films, a));
+    let a = on(&disk);
+    assert_eq!(a.role(), Role::Replica);
+    // Somebody decided: what it wrote alone is saved aside, and gone here.
+    let of_b = a.follow(within(&second)).unwrap();
+    reaches(&of_b, &b);
+    same(&b, &a);
+    assert_eq!(of_b.status().counts.rewind, 1);
+    let aside: Vec<_> =
+        disk.files().into_iter().filter(|path| path.starts_with("/db/aside")).collect();
+    let [path] = &aside[..] else { panic!("{aside:?}") };
+    let before = Database::builder().disk(disk.clone()).load(path).unwrap();
+    assert_eq!(before.keyspace("films").unwrap().get("k").unwrap().unwrap(), "a");
+    a.promote().unwrap();
+    a.keyspace("films").unwrap().insert("k", "a again").unwrap();
+}
+
+/// B16: a primary that has lost its unsynced end takes it back from a replica, as long as it has written nothing since.
+#[test]
+fn a_primary_takes_back_what_it_lost() {
+    let disk = SimDisk::new();
+    let open = |disk: &SimDisk| {
+        let builder = Database::builder().durability(Durability::Os).manual_log();
+        builder.disk(disk.clone()).open("/db").unwrap()
+    };
+    let a = open(&disk);
+    let films = a.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    a.persist(Durability::Sync).unwrap();
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let b = Database::in_memory();
+    let replica = b.follow(within(&primary)).unwrap();
+    for n in 0..100_u32 {
+        films.insert(n.to_be_bytes(), "not synced").unwrap();
+    }
+    reaches(&replica, &a);
+    let position = a.position();
+    replica.stop();
+    let mut seed = 0;
+    // A power cut that loses something.
+    let a = loop {
+        seed += 1;
+        let after = open(&disk.crash(seed));
+        if after.position().seq < position.seq {
+            break after;
+        }
+    };
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = b.follow(within(&primary)).unwrap();
+    until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+    assert_eq!((a.position(), a.role()), (position, Role::Primary));
+    same(&a, &b);
+    a.keyspace("films").unwrap().insert("k", "goes on").unwrap();
+    reaches(&replica, &a);
+    same(&a, &b);
+}
+
+/// C5: what a replica has is given up where somebody decided so, and else only when its user says so.
+#[test]
+fn what_a_replica_has_is_not_given_up_by_itself() {
+    // A stranger.
+    let (a, b) = (Database::in_memory(), Database::in_memory());
+    a.keyspace("films").unwrap().insert("k", "a").unwrap();
+    b.keyspace("films").unwrap().insert("k", "b").unwrap();
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = b.follow(within(&primary)).unwrap();
+    assert_eq!(refused(&replica), SyncRefused::Stranger);
+    assert_eq!(b.keyspace("films").unwrap().get("k").unwrap().unwrap(), "b");
+    replica.resync();
+    reaches(&replica, &a);
+    same(&a, &b);
+    assert_eq!(replica.status().counts.full, 1);
+    // An empty one, as after a restart of a primary in memory.
+    let empty = Database::in_memory();
+    let nothing = empty.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = b.follow(within(&nothing)).unwrap();
+    refused(&replica);
+    assert_eq!(b.keyspace("films").unwrap().get("k").unwrap().unwrap(), "a");
+    // Oneself, and who follows oneself.
+    let own = b.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = b.follow(within(&own)).unwrap();
+    assert_eq!(refused(&replica), SyncRefused::Cycle);
+    let replica = b.follow(within(&primary)).unwrap();
+    until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+    let cycle = a.follow(within(&own)).unwrap();
+    assert_eq!(refused(&cycle), SyncRefused::Cycle);
+    assert_eq!(a.role(), Role::Replica);
+}
+
+/// B17: a restored backup is not what its replicas follow by themselves; nor is one of two that both have written.
+#[test]
+fn a_primary_that_went_back_is_refused() {
+    let disk = SimDisk::new();
+    let a = on(&disk);
+    let films = a.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    a.persist(Durability::Sync).unwrap();
+    let backup = disk.crash(1);
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let b = Database::in_memory();
+    let replica = b.follow(within(&primary)).unwrap();
+    for n in 0..50_u32 {
+        films.insert(n.to_be_bytes(), "v").unwrap();
+    }
+    a.persist(Durability::Sync).unwrap();
+    reaches(&replica, &a);
+    until(&replica, "told what is durable", |status| status.durable >= a.seq());
+    replica.stop();
+    let position = b.position();
+    let restored = on(&backup);
+    restored.keyspace("films").unwrap().insert("k", "another").unwrap();
+    let primary = restored.serve_replicas(PrimaryOptions::new()).unwrap();
+    let replica = b.follow(within(&primary)).unwrap();
+    assert!(matches!(refused(&replica), SyncRefused::WentBack { .. }));
+    assert_eq!(b.position(), position);
+    replica.resync();
+    reaches(&replica, &restored);
+    same(&restored, &b);
+    assert_eq!(replica.status().counts.rewind, 1);
+}
+
+/// C8: an acknowledgement counts for the batch it names and for no other.
+#[test]
+fn waiting_for_replicas_and_gates() {
+    let a = Database::in_memory();
+    let films = a.keyspace("films").unwrap();
+    let options = PrimaryOptions::new().min_replicas(1, Duration::from_secs(5));
+    let primary = a.serve_replicas(options).unwrap();
+    let mut refused = false;
+    for _ in 0..10_000 {
+        refused = matches!(
+            films.insert("k", "v"),
+            Err(Error::TooFewReplicas { connected: 0, needed: 1 })
+        );
+        if refused {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(refused);
+    let seq = a.seq();
+    let b = Database::in_memory();
+    let replica = b.follow(within(&primary)).unwrap();
+    let began = Instant::now();
+    while films.insert("k", "v").is_err() {
+        assert!(began.elapsed() < LONG);
+    }
+    assert_eq!(a.seq().0, seq.0 + 1);
+    assert_eq!(primary.wait(a.position(), 1, AckLevel::Applied, LONG).unwrap(), 1);
+    let other = Position { history: HistoryId([7; 16]), ..a.position() };
+    assert!(matches!(primary.wait(other, 1, AckLevel::Applied, LONG), Err(Error::Gone { .. })));
+    assert!(matches!(replica.wait_for(other, LONG), Err(Error::Gone { .. })));
+    let next = Position { seq: Seq(a.seq().0 + 1), ..a.position() };
+    let short = Duration::from_millis(10);
+    assert!(matches!(replica.wait_for(next, short), Err(Error::TimedOut)));
+    films.insert("k", "w").unwrap();
+    replica.wait_for(next, LONG).unwrap();
+    assert_eq!(b.keyspace("films").unwrap().get("k").unwrap().unwrap(), "w");
+}
+
+#[test]
+fn reads_of_a_replica_out_of_touch_are_refused_if_it_was_told_so() {
+    let a = Database::in_memory();
+    let films = a.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let b = Database::in_memory();
+    let policy = StalePolicy::Refuse { after: Duration::ZERO };
+    let replica = b.follow(within(&primary).stale_policy(policy)).unwrap();
+    reaches(&replica, &a);
+    until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+    let copy = b.keyspace("films").unwrap();
+    assert_eq!(copy.get("k").unwrap().unwrap(), "v");
+    let still = b.snapshot().unwrap();
+    primary.shutdown();
+    until(&replica, "lost", |status| status.state == ReplicaState::Connecting);
+    assert!(matches!(copy.get("k"), Err(Error::Stale)));
+    assert!(matches!(copy.len(), Err(Error::Stale)));
+    assert!(matches!(b.snapshot(), Err(Error::Stale)));
+    // What was taken before stays what it is.
+    assert_eq!(still.keyspace("films").unwrap().get("k").unwrap().unwrap(), "v");
+    replica.promote().unwrap();
+    copy.insert("k", "w").unwrap();
+    assert_eq!(copy.get("k").unwrap().unwrap(), "w");
+}
+
+/// I11: whatever is dropped in whatever order, all threads end.
+#[test]
+fn dropping_ends_everything() {
+    for order in 0..4 {
+        let a = Database::in_memory();
+        a.keyspace("films").unwrap().insert("k", "v").unwrap();
+        let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+        let b = Database::in_memory();
+        let replica = b.follow(within(&primary)).unwrap();
+        reaches(&replica, &a);
+        match order {
+            0 => drop((a, b)),
+            1 => {
+                drop(primary);
+                drop((replica, b, a));
+            }
+            2 => {
+                b.close().unwrap();
+                assert_eq!(replica.status().state, ReplicaState::Stopped);
+                assert!(matches!(replica.promote(), Err(Error::Closed)));
+            }
+            _ => {
+                a.close().unwrap();
+                until(&replica, "lost", |status| status.last_end.is_some());
+                replica.stop();
+            }
+        }
+    }
 }

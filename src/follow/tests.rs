@@ -1,0 +1,113 @@
+//! Installs on a disk that is cut off, or fails.
+use crate::clock::{Random, test_seeds};
+use crate::storage::sim::{DiskFault, SimDisk};
+use crate::{Database, Durability, SaveOptions};
+
+fn on(disk: &SimDisk) -> crate::Builder {
+    Database::builder().disk(disk.clone()).manual_log().manual_reclaim()
+}
+
+fn content(db: &Database) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let still = db.snapshot().unwrap();
+    let mut all = Vec::new();
+    for name in still.keyspaces().unwrap() {
+        for entry in still.keyspace(&name).unwrap().range::<&[u8]>(..) {
+            let (key, value) = entry.unwrap();
+            all.push(([name.as_bytes(), &key].concat(), value.to_vec()));
+        }
+    }
+    all
+}
+
+/// What a power cut may leave behind so many changes.
+fn cut_at(disk: &SimDisk, count: usize, random: &mut Random) -> SimDisk {
+    let point = disk.crash_point(count);
+    point.image(&point.draw(random))
+}
+
+fn change(db: &Database, random: &mut Random) {
+    let films = db.keyspace("films").unwrap();
+    for _ in 0..=random.below(20) {
+        films.insert([random.below(30) as u8], random.next_u64().to_le_bytes()).unwrap();
+    }
+    if random.one_in(3) {
+        db.compact_log(SaveOptions::default()).unwrap();
+    }
+}
+
+/// A power cut, and then another while what it left is opened, at every moment of an install: the directory holds what was before or what came.
+#[test]
+fn an_install_is_whole_or_nothing_on_the_disk() {
+    for seed in test_seeds(40) {
+        let mut random = Random::new(seed);
+        let source = on(&SimDisk::new()).open("/db").unwrap();
+        change(&source, &mut random);
+        let disk = SimDisk::new();
+        let replica = on(&disk).open("/db").unwrap();
+        for _ in 0..random.below(3) {
+            change(&replica, &mut random);
+        }
+        replica.persist(Durability::Sync).unwrap();
+        let mut states = vec![(replica.position(), content(&replica))];
+        let first = disk.change_count();
+        for _ in 0..2 {
+            change(&source, &mut random);
+            let mut bytes = Vec::new();
+            source.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();
+            replica.install(&bytes[..], true).unwrap();
+            states.push((replica.position(), content(&replica)));
+        }
+        let last = disk.change_count();
+        drop(replica);
+        for count in first..=last {
+            let cut = cut_at(&disk, count, &mut random);
+            let check = |disk: &SimDisk, what: &str| {
+                let opened = on(disk).open("/db");
+                let db = opened.unwrap_or_else(|e| panic!("seed {seed} at {count}, {what}: {e}"));
+                let found = (db.position(), content(&db));
+                assert!(states.contains(&found), "seed {seed} at {count}, {what}: {found:?}");
+            };
+            let before = cut.change_count();
+            check(&cut, "opened");
+            let again = before + random.below((cut.change_count() - before + 1) as u64) as usize;
+            check(&cut_at(&cut, again, &mut random), "opened again");
+        }
+    }
+}
+
+/// A disk that fails in the middle of it: the state is shown, the log takes nothing more, and it can be done later.
+#[test]
+fn an_install_that_the_disk_refuses_can_be_saved_later() {
+    for seed in test_seeds(60) {
+        let mut random = Random::new(seed);
+        let source = on(&SimDisk::new()).open("/db").unwrap();
+        change(&source, &mut random);
+        let disk = SimDisk::new();
+        let replica = on(&disk).open("/db").unwrap();
+        change(&replica, &mut random);
+        let before = (replica.position(), content(&replica));
+        let mut bytes = Vec::new();
+        source.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();
+        disk.inject(DiskFault::error(5).after(random.below(40)));
+        let installed = replica.install(&bytes[..], true);
+        disk.clear_faults();
+        let now = (replica.position(), content(&replica));
+        let after = (source.position(), content(&source));
+        match installed {
+            Ok(()) => assert_eq!(now, after, "seed {seed}"),
+            Err(error) => {
+                assert!(now == before || now == after, "seed {seed}: {error}");
+                if now == after {
+                    replica.recover().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                } else {
+                    replica
+                        .install(&bytes[..], true)
+                        .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                }
+            }
+        }
+        drop(replica);
+        let opened = on(&disk).open("/db").unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!((opened.position(), content(&opened)), after, "seed {seed}");
+    }
+}
