@@ -289,7 +289,7 @@ impl ReplicaSession {
             true => Needs::everywhere(Need::Anything),
             false => needs_of(engine, own.position, self.fork),
         };
-        let spool = self.kept.spool.take();
+        let spool = self.kept.spool.take().or_else(|| Spool::reopen(engine));
         let spool = spool.filter(|spool| spool.is_usable(own.position, &source.lineage));
         let spool = match spool {
             Some(spool) => spool,
@@ -325,7 +325,9 @@ impl ReplicaSession {
         }
         match offer.plan {
             Plan::Records => {
-                self.kept.spool = None;
+                if let Some(spool) = self.kept.spool.take() {
+                    spool.remove();
+                }
                 self.caught_up = Some(SyncKind::Partial);
                 self.applier = Some(Applier::new(engine, self.standing(engine).chain));
                 self.stage = Stage::Streaming;
@@ -381,7 +383,7 @@ impl ReplicaSession {
 
     fn end(&mut self, engine: &Arc<Engine>, message: End) -> Step {
         let own = self.standing(engine);
-        let Some(spool) = self.kept.spool.take() else {
+        let Some(mut spool) = self.kept.spool.take() else {
             return Err(Ended::By(Reason::Protocol, 0));
         };
         if message.number != self.number {
@@ -400,10 +402,12 @@ impl ReplicaSession {
                 self.fault = Some(what);
                 // What is here does not add up with what came: nothing that is here counts any more.
                 self.kept.is_in_doubt = true;
+                spool.remove();
                 return Err(Ended::By(Reason::Differs, 0));
             }
             return Err(Ended::Failed(error));
         }
+        spool.remove();
         (self.kept.is_in_doubt, self.kept.may_discard) = (false, false);
         self.applier = Some(Applier::new(engine, chain));
         self.stage = Stage::Streaming;

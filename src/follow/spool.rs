@@ -7,11 +7,13 @@
 //!
 //! It rests on the database's own state as that was when it was begun: once that has moved, it is worth nothing.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::database::Engine;
 use crate::format::snapshot::{FileId, Span};
+use crate::format::spool::{SectionKind, SpoolHeader};
 use crate::format::wire::CutMessage;
 use crate::install::{Arrival, sums_of};
 use crate::position::{Position, Seq};
@@ -19,6 +21,7 @@ use crate::replication::line::{end, has};
 use crate::replication::needs::{Need, Needs};
 use crate::storage::STREAM;
 use crate::storage::load::{Arrived, Blocks};
+use crate::storage::spool_file::SpoolFile;
 use crate::tree::{BuiltLeaf, Bulk};
 use crate::{Error, Fault, Result};
 
@@ -38,6 +41,8 @@ pub(crate) struct Spool {
     runs: BTreeMap<Vec<u8>, Run>,
     /// Bytes of blocks that came.
     bytes: u64,
+    /// Keeps it beyond this process, where there is a directory, for as long as that has room.
+    file: Option<SpoolFile>,
 }
 
 struct Zone {
@@ -62,15 +67,66 @@ struct Run {
 impl Spool {
     /// Rests on the present of `engine`.
     pub(crate) fn new(engine: &Engine, file_id: FileId) -> Self {
+        let header = SpoolHeader { file_id, base: engine.tree().commit.position() };
+        let file = engine.log().map(|log| SpoolFile::create(&log.directory, &header));
+        // It is quicker the next time with it, and right without.
+        let file = file.and_then(Result::ok);
+        Self { file, ..Self::empty(engine, &header) }
+    }
+
+    fn empty(engine: &Engine, header: &SpoolHeader) -> Self {
         Self {
             bulk: engine.tree().bulk(),
-            file_id,
+            file_id: header.file_id,
             next_block: 0,
-            base: engine.tree().commit.position(),
+            base: header.base,
             zones: Vec::new(),
             pass: None,
             runs: BTreeMap::new(),
             bytes: 0,
+            file: None,
+        }
+    }
+
+    /// What an earlier run has left, if it rests on the present.
+    pub(crate) fn reopen(engine: &Engine) -> Option<Self> {
+        let own = engine.tree().commit.position();
+        let spool: RefCell<Option<Self>> = RefCell::new(None);
+        let begin = |header: &SpoolHeader| {
+            *spool.borrow_mut() = (header.base == own).then(|| Self::empty(engine, header));
+            header.base == own
+        };
+        let show = |kind, payload: &[u8]| {
+            let mut spool = spool.borrow_mut();
+            let Some(spool) = spool.as_mut() else { return false };
+            match kind {
+                SectionKind::Pass => {
+                    CutMessage::decode(payload).is_ok_and(|cut| spool.begin_pass(cut).is_ok())
+                }
+                SectionKind::Block => spool.take(payload).is_ok(),
+            }
+        };
+        let file = SpoolFile::reopen(&engine.log()?.directory, begin, show)?;
+        let mut spool = spool.into_inner()?;
+        // A block that came without what it belongs to comes again.
+        (spool.file, spool.pass) = (Some(file), None);
+        Some(spool)
+    }
+
+    fn keep(&mut self, kind: SectionKind, payload: &[u8]) {
+        if let Some(mut file) = self.file.take() {
+            match file.append(kind, payload) {
+                Ok(()) => self.file = Some(file),
+                // No room: it lives in memory alone.
+                Err(_) => file.remove(),
+            }
+        }
+    }
+
+    /// It has come to what it was for, or is of no use.
+    pub(crate) fn remove(mut self) {
+        if let Some(file) = self.file.take() {
+            file.remove();
         }
     }
 
@@ -104,6 +160,14 @@ impl Spool {
     /// # Errors
     /// If it is on another line than those before.
     pub(crate) fn begin(&mut self, cut: CutMessage) -> std::result::Result<(), Fault> {
+        let mut payload = Vec::new();
+        cut.encode(&mut payload);
+        self.begin_pass(cut)?;
+        self.keep(SectionKind::Pass, &payload);
+        Ok(())
+    }
+
+    fn begin_pass(&mut self, cut: CutMessage) -> std::result::Result<(), Fault> {
         if !self.zones.iter().all(|zone| has(&cut.lineage, zone.cut)) {
             return Err(Fault::Foreign { field: "line of a cut" });
         }
@@ -117,6 +181,12 @@ impl Spool {
     /// # Errors
     /// [`Error::Corrupt`] if it is not what should come.
     pub(crate) fn block(&mut self, block: &[u8]) -> Result<()> {
+        self.take(block)?;
+        self.keep(SectionKind::Block, block);
+        Ok(())
+    }
+
+    fn take(&mut self, block: &[u8]) -> Result<()> {
         let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
         let early = || told(Fault::Order { field: "messages of a pass" });
         let pass = self.pass.as_mut().ok_or_else(early)?;
@@ -190,7 +260,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`Error::Corrupt`] if that is not so.
-    pub(crate) fn end(mut self, blocks: u64, base: &Needs, own: &[Span]) -> Result<Arrival> {
+    pub(crate) fn end(&mut self, blocks: u64, base: &Needs, own: &[Span]) -> Result<Arrival> {
         let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
         let early = || told(Fault::Order { field: "messages of a pass" });
         let pass = self.pass.take().ok_or_else(early)?;
@@ -205,7 +275,8 @@ impl Spool {
             return Err(told(Fault::Foreign { field: "range without a block" }));
         }
         let CutMessage { time_ms, records, fingerprint, chain, lineage, .. } = pass.cut;
-        let ranges: Vec<_> = self.runs.into_values().map(|run| run.leaves).collect();
+        let runs = std::mem::take(&mut self.runs).into_values();
+        let ranges: Vec<_> = runs.map(|run| run.leaves).collect();
         Ok(Arrival {
             sums: sums_of(ranges.iter().flatten()),
             ranges,

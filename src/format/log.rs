@@ -124,7 +124,7 @@ impl Beginning {
 }
 
 /// Fills up to `crc_at` with zeros and adds the checksum.
-fn seal<const N: usize>(mut out: Vec<u8>, crc_at: usize) -> [u8; N] {
+pub(super) fn seal<const N: usize>(mut out: Vec<u8>, crc_at: usize) -> [u8; N] {
     out.resize(crc_at, 0);
     let sum = crc(&[&out]);
     out.extend_from_slice(&sum.to_le_bytes());
@@ -136,7 +136,7 @@ fn seal<const N: usize>(mut out: Vec<u8>, crc_at: usize) -> [u8; N] {
 }
 
 /// Refuses all but zeros up to the checksum, and a checksum that isn't right; nothing may follow.
-fn check_seal(
+pub(super) fn check_seal(
     d: &mut Decoder<'_>,
     bytes: &[u8],
     crc_at: usize,
@@ -149,7 +149,7 @@ fn check_seal(
 }
 
 /// Magic, version, and no features.
-fn check_head(d: &mut Decoder<'_>, magic: [u8; 8]) -> Decoded<()> {
+pub(super) fn check_head(d: &mut Decoder<'_>, magic: [u8; 8]) -> Decoded<()> {
     if d.array("magic")? != magic {
         return Err(Damage::new(0, Fault::Magic));
     }

@@ -17,6 +17,7 @@ pub(crate) mod log;
 pub(crate) mod probe;
 pub(crate) mod record;
 pub(crate) mod snapshot;
+pub(crate) mod spool;
 pub(crate) mod wire;
 
 /// The format version that this release writes, and the newest it reads.

@@ -23,6 +23,7 @@ pub(crate) const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
 const ANEW: &str = "anew";
 const FENCE: &str = "fence";
+const SPOOL: &str = "spool";
 /// The folder of states that were given up.
 const ASIDE: &str = "aside";
 
@@ -36,6 +37,8 @@ pub(crate) enum FileKind {
     Anew,
     /// The promotion that it heard of.
     Fence,
+    /// What has come of a state that is not whole yet.
+    Spool,
     Lock,
     /// Left by someone who was interrupted.
     Temporary,
@@ -56,6 +59,7 @@ impl FileKind {
             IDENTITY => FileKind::Identity,
             ANEW => FileKind::Anew,
             FENCE => FileKind::Fence,
+            SPOOL => FileKind::Spool,
             _ if planted(Bug::TemporaryTaken) && name.ends_with(".tmp") => {
                 let whole = name.get(1..).and_then(|name| name.split('.').next());
                 let ordinal = whole.and_then(|ordinal| ordinal.parse().ok());
@@ -324,7 +328,7 @@ impl Directory {
     pub(crate) fn may_write(&self, lineage: &[Span]) -> Result<bool> {
         let Identity { node, is_copy, .. } = self.identity();
         let own = lineage.last().is_none_or(|last| last.writer == node || is_copy);
-        Ok(own && !self.fence()?.is_some_and(|fence| rank(lineage) < (fence.term, fence.history)))
+        Ok(own && self.fence()?.is_none_or(|fence| rank(lineage) >= (fence.term, fence.history)))
     }
 
     /// A place for what was given up, under this name. Older ones than the newest few go.
@@ -377,6 +381,10 @@ impl Directory {
 
     pub(crate) fn segment(&self, ordinal: u64) -> PathBuf {
         self.file(FileKind::Segment(ordinal))
+    }
+
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.path.join(SPOOL)
     }
 
     pub(crate) fn snapshot(&self, ordinal: u64) -> PathBuf {

@@ -45,6 +45,7 @@ pub(crate) mod snapshot_file;
 #[cfg(test)]
 mod snapshot_tests;
 pub(crate) mod source;
+pub(crate) mod spool_file;
 pub(crate) mod walk;
 pub(crate) mod writer;
 

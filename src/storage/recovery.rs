@@ -680,6 +680,7 @@ impl Listed {
                 FileKind::Identity
                 | FileKind::Anew
                 | FileKind::Fence
+                | FileKind::Spool
                 | FileKind::Lock
                 | FileKind::Other => {}
             }

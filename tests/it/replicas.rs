@@ -1,13 +1,17 @@
 //! Replicas over links within the process, TCP and Unix sockets: they become what their primary is, and stay it.
 
+use std::io::Read;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use stillframe::simulation::SimDisk;
 use stillframe::{
     AckLevel, Database, Durability, Error, HistoryId, Link, LinkKey, LinkLost, Position, Primary,
-    PrimaryOptions, Replica, ReplicaSource, ReplicaState, ReplicaStatus, Role, Seq, StalePolicy,
-    SyncRefused,
+    PrimaryOptions, Replica, ReplicaSource, ReplicaState, ReplicaStatus, Role, SaveOptions, Seq,
+    StalePolicy, SyncRefused,
 };
 
 use crate::saves::Dir;
@@ -520,5 +524,75 @@ fn dropping_ends_everything() {
                 replica.stop();
             }
         }
+    }
+}
+
+/// A link whose reader ends after so many bytes.
+struct Cut<R> {
+    reader: R,
+    left: usize,
+    read: Arc<AtomicUsize>,
+}
+
+impl<R: Read> Read for Cut<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let len = buf.len().min(self.left);
+        let count = self.reader.read(&mut buf[..len])?;
+        self.left -= count;
+        self.read.fetch_add(count, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// What came of a state is kept when the link is lost and when the process dies, and is not sent again.
+#[test]
+fn a_transfer_goes_on_where_it_was_cut() {
+    let db = Database::in_memory();
+    let films = db.keyspace("films").unwrap();
+    for n in 0..20_000_u32 {
+        films.insert(n.to_be_bytes(), format!("{:x}", u128::from(n).wrapping_pow(5))).unwrap();
+    }
+    films.insert("large", vec![7; 200_000]).unwrap();
+    let mut bytes = Vec::new();
+    db.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();
+    let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+    for reopens in [false, true] {
+        let disk = SimDisk::new();
+        let (read, links) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let source = {
+            let (primary, read, links) = (primary.clone(), Arc::clone(&read), Arc::clone(&links));
+            ReplicaSource::links(move || {
+                let (ours, theirs) = UnixStream::pair()?;
+                primary.attach(Link::unix(theirs)?);
+                let (reader, writer) = (ours.try_clone()?, ours.try_clone()?);
+                let count = links.fetch_add(1, Ordering::Relaxed);
+                // More each time: what came must reach the other side of a block.
+                let reader = Cut { reader, left: 60_000 + 1_000 * count, read: Arc::clone(&read) };
+                Ok(Link::new(reader, writer, move || drop(ours.shutdown(Shutdown::Both))))
+            })
+        };
+        let mut copy = on(&disk);
+        let mut replica = copy.follow(source.clone()).unwrap();
+        let began = Instant::now();
+        while replica.wait_for(db.position(), Duration::from_millis(30)).is_err() {
+            assert!(began.elapsed() < LONG, "{:?}", replica.status());
+            films.insert("k", read.load(Ordering::Relaxed).to_string()).unwrap();
+            if reopens {
+                replica.stop();
+                drop((replica, copy));
+                copy = on(&disk);
+                replica = copy.follow(source.clone()).unwrap();
+            }
+        }
+        same(&db, &copy);
+        let (read, links) = (read.load(Ordering::Relaxed), links.load(Ordering::Relaxed));
+        assert!(
+            links > 3 && read < 2 * bytes.len() + 20_000 * links,
+            "{links} links, {read} bytes"
+        );
+        let left: Vec<_> =
+            disk.files().into_iter().filter(|path| path.ends_with("spool")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        replica.stop();
     }
 }
