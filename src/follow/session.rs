@@ -34,10 +34,27 @@ const ASK_AGAIN_MS: u64 = 200;
 pub(crate) struct Kept {
     /// What came of a state that is not whole yet.
     pub(crate) spool: Option<Spool>,
-    /// What is here was found to differ from what the source has at the same batch: none of it counts.
-    pub(crate) is_in_doubt: bool,
+    /// Whether what is here was found to differ from what the source has at the same batch.
+    pub(crate) doubt: Doubt,
     /// What is here may be given up, whatever rule says otherwise.
     pub(crate) may_discard: bool,
+}
+
+/// Whether what a replica has was found to differ from what its source has at the same batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    #[default]
+    None,
+    /// It is found out where, and sent anew.
+    Somewhere,
+    /// It differed after that still: none of it counts.
+    Everywhere,
+}
+
+impl Doubt {
+    fn further(self) -> Self {
+        if self == Doubt::None { Doubt::Somewhere } else { Doubt::Everywhere }
+    }
 }
 
 /// How far a session has come.
@@ -285,9 +302,9 @@ impl ReplicaSession {
         let own = self.standing(engine);
         let Some(source) = &self.source else { return Err(Ended::By(Reason::Protocol, 0)) };
         self.number += 1;
-        self.base = match self.kept.is_in_doubt {
-            true => Needs::everywhere(Need::Anything),
-            false => needs_of(engine, own.position, self.fork),
+        self.base = match self.kept.doubt {
+            Doubt::Everywhere => Needs::everywhere(Need::Anything),
+            doubt => needs_of(engine, own.position, self.fork, doubt == Doubt::Somewhere),
         };
         let spool = self.kept.spool.take().or_else(|| Spool::reopen(engine));
         let spool = spool.filter(|spool| spool.is_usable(own.position, &source.lineage));
@@ -302,7 +319,7 @@ impl ReplicaSession {
             next_block,
             // With a state comes whose it is.
             takes_records: !spool.is_begun()
-                && !self.kept.is_in_doubt
+                && self.kept.doubt == Doubt::None
                 && source.dataset == engine.dataset(),
             needs: spool.needs(&self.base).ranges().to_vec(),
         };
@@ -363,7 +380,8 @@ impl ReplicaSession {
             return Ok(());
         }
         self.caught_up = Some(match self.fork {
-            _ if self.kept.is_in_doubt => SyncKind::Full,
+            Some(_) if self.kept.doubt == Doubt::Somewhere => SyncKind::Repair,
+            _ if self.kept.doubt == Doubt::Everywhere => SyncKind::Full,
             None | Some(Seq(0)) => SyncKind::Full,
             Some(at) if at < own.position.seq => SyncKind::Rewind,
             Some(_) => SyncKind::Delta,
@@ -401,14 +419,14 @@ impl ReplicaSession {
             if let Error::Corrupt { what, .. } = error {
                 self.fault = Some(what);
                 // What is here does not add up with what came: nothing that is here counts any more.
-                self.kept.is_in_doubt = true;
+                self.kept.doubt = self.kept.doubt.further();
                 spool.remove();
                 return Err(Ended::By(Reason::Differs, 0));
             }
             return Err(Ended::Failed(error));
         }
         spool.remove();
-        (self.kept.is_in_doubt, self.kept.may_discard) = (false, false);
+        (self.kept.doubt, self.kept.may_discard) = (Doubt::None, false);
         self.applier = Some(Applier::new(engine, chain));
         self.stage = Stage::Streaming;
         Ok(())
@@ -469,7 +487,7 @@ impl ReplicaSession {
             return Err(Ended::By(Reason::Differs, mark.position.seq.0));
         }
         if own.totals.fingerprint != mark.fingerprint {
-            self.kept.is_in_doubt = true;
+            self.kept.doubt = self.kept.doubt.further();
             let (got, expected) = (own.totals.fingerprint, mark.fingerprint);
             self.fault = Some(Fault::Mismatch { field: "fingerprint", got, expected });
             return Err(Ended::By(Reason::Differs, mark.position.seq.0));

@@ -317,8 +317,18 @@ impl Spool {
 
 /// What a database with these own leaves needs of a source with which it has everything up to `fork`, beyond which its own count for nothing; of one
 /// with which it has nothing, everything.
-pub(crate) fn needs_of(engine: &Engine, own: Position, fork: Option<Seq>) -> Needs {
+///
+/// If what is here is `in_doubt`, what it sums up to decides as well.
+pub(crate) fn needs_of(engine: &Engine, own: Position, fork: Option<Seq>, in_doubt: bool) -> Needs {
     let Some(fork) = fork else { return Needs::everywhere(Need::Anything) };
+    if in_doubt {
+        let mut ranges = Vec::new();
+        engine.tree().leaf_sums(|low, stamp, sum| {
+            let need = if stamp > fork { Need::Anything } else { Need::Unless(fork, sum) };
+            ranges.push((low.to_vec(), need));
+        });
+        return Needs::of_ranges(ranges);
+    }
     let mut needs = Needs::everywhere(Need::NewerThan(fork));
     if fork < own.seq {
         engine.tree().stamps(|low, high, stamp| {

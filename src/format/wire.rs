@@ -252,6 +252,8 @@ pub(crate) enum Need {
     Anything,
     /// It if it changed after this batch: up to there the replica has it.
     NewerThan(Seq),
+    /// As that; and if its entries' fingerprints sum up to something else than the replica's.
+    Unless(Seq, u64),
 }
 
 /// How a replica wants to get to where its source is.
@@ -269,7 +271,7 @@ pub(crate) struct Ask {
 }
 
 /// A range's fields before its key.
-const RANGE_LEN: usize = 16;
+const RANGE_LEN: usize = 24;
 
 impl Ask {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -279,13 +281,15 @@ impl Ask {
         out.extend_from_slice(&u32::from(self.takes_records).to_le_bytes());
         out.extend_from_slice(&u32::try_from(self.needs.len()).unwrap_or(u32::MAX).to_le_bytes());
         for (low, need) in &self.needs {
-            let (tag, seq) = match need {
-                Need::Anything => (1_u32, 0),
-                Need::NewerThan(seq) => (2, seq.0),
+            let (tag, seq, sum) = match need {
+                Need::Anything => (1_u32, 0, 0),
+                Need::NewerThan(seq) => (2, seq.0, 0),
+                Need::Unless(seq, sum) => (3, seq.0, *sum),
             };
             out.extend_from_slice(&u32::try_from(low.len()).unwrap_or(u32::MAX).to_le_bytes());
             out.extend_from_slice(&tag.to_le_bytes());
             out.extend_from_slice(&seq.to_le_bytes());
+            out.extend_from_slice(&sum.to_le_bytes());
             out.extend_from_slice(low);
         }
     }
@@ -300,14 +304,20 @@ impl Ask {
         for _ in 0..count {
             let at = d.at();
             let len = d.u32_in("length of a range's start", 0, MAX_INTERNAL_KEY_LEN)? as usize;
-            let tag = d.u32_in("need", 1, 2)?;
+            let tag = d.u32_in("need", 1, 3)?;
             let seq = d.seq("seq of a need")?;
+            let sum = d.u64("fingerprint of a range")?;
             let low = d.bytes("start of a range", len)?.to_vec();
             let follows = needs.last().map_or(low.is_empty(), |(last, _)| *last < low);
-            if !follows || (tag == 1 && seq != Seq(0)) {
+            if !follows || (tag == 1 && seq != Seq(0)) || (tag != 3 && sum != 0) {
                 return Err(Damage::new(at, Fault::Order { field: "ranges of an ask" }));
             }
-            needs.push((low, if tag == 1 { Need::Anything } else { Need::NewerThan(seq) }));
+            let need = match tag {
+                1 => Need::Anything,
+                2 => Need::NewerThan(seq),
+                _ => Need::Unless(seq, sum),
+            };
+            needs.push((low, need));
         }
         d.finish("ask")?;
         if needs.is_empty() {

@@ -21,6 +21,16 @@ impl Needs {
         Self { ranges }
     }
 
+    /// Decides about ranges that are needed [unless](Need::Unless) they sum up to something: `sum` tells what they sum up to.
+    pub(crate) fn resolve(&mut self, mut sum: impl FnMut(&[u8], Option<&[u8]>) -> u64) {
+        for at in 0..self.ranges.len() {
+            let Need::Unless(seq, expected) = self.ranges[at].1 else { continue };
+            let high = self.ranges.get(at + 1).map(|(next, _)| &next[..]);
+            let is_same = sum(&self.ranges[at].0, high) == expected;
+            self.ranges[at].1 = if is_same { Need::NewerThan(seq) } else { Need::Anything };
+        }
+    }
+
     /// Of `[low, high)` something else than before. Ranges are set in ascending order, none twice.
     pub(crate) fn set(&mut self, low: &[u8], high: Option<&[u8]>, need: Need) {
         let Some((start, after)) = self.ranges.last().cloned() else { return };
@@ -46,7 +56,7 @@ impl Needs {
             .take_while(|(start, _)| start.is_empty() || high.is_none_or(|high| &start[..] < high))
             .any(|(_, need)| match need {
                 Need::Anything => true,
-                Need::NewerThan(seq) => stamp > *seq,
+                Need::NewerThan(seq) | Need::Unless(seq, _) => stamp > *seq,
             })
     }
 

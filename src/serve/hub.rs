@@ -9,7 +9,6 @@ use crate::database::Engine;
 use crate::format::snapshot::Span;
 use crate::format::wire::{Ack, Hello};
 use crate::position::{Position, Seq};
-use crate::replication::catch_up::CatchUp;
 use crate::replication::line::{has, term};
 use crate::serve::signal::Signal;
 
@@ -77,6 +76,8 @@ pub enum SyncKind {
     Rewind,
     /// Everything.
     Full,
+    /// Leaves that differed though they should not, and those that had changed.
+    Repair,
 }
 
 /// How many replicas caught up in which way since the database was opened.
@@ -91,6 +92,8 @@ pub struct SyncCounts {
     pub rewind: u64,
     /// See [`SyncKind::Full`].
     pub full: u64,
+    /// See [`SyncKind::Repair`].
+    pub repair: u64,
 }
 
 impl SyncCounts {
@@ -100,6 +103,7 @@ impl SyncCounts {
             SyncKind::Delta => self.delta += 1,
             SyncKind::Rewind => self.rewind += 1,
             SyncKind::Full => self.full += 1,
+            SyncKind::Repair => self.repair += 1,
         }
     }
 }
@@ -217,13 +221,7 @@ impl Hub {
     }
 
     /// How the replica of a session catches up.
-    pub(crate) fn catches_up(&self, id: u64, way: CatchUp) {
-        let kind = match way {
-            CatchUp::Records { .. } => SyncKind::Partial,
-            CatchUp::Delta { after: Seq(0) } | CatchUp::Full => SyncKind::Full,
-            CatchUp::Rewind { .. } => SyncKind::Rewind,
-            _ => SyncKind::Delta,
-        };
+    pub(crate) fn catches_up(&self, id: u64, kind: SyncKind) {
         let mut state = self.state();
         state.counts.add(kind);
         if let Some(session) = state.sessions.get_mut(&id) {

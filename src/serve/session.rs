@@ -21,9 +21,9 @@ use crate::position::{HistoryId, Position, Seq};
 use crate::replication::catch_up::{CatchUp, Costs, Source, choose};
 use crate::replication::framing::Sealer;
 use crate::replication::line::has;
-use crate::replication::needs::Needs;
+use crate::replication::needs::{Need, Needs};
 use crate::serve::drive::Machine;
-use crate::serve::hub::Hub;
+use crate::serve::hub::{Hub, SyncKind};
 use crate::serve::signal::Signal;
 use crate::serve::transfer::{Next, Transfer};
 use crate::storage::feed::{Fed, Feed, Shown};
@@ -344,7 +344,7 @@ impl SourceSession {
                 }
                 (CatchUp::Records { .. }, Some(feed)) => {
                     self.offer(ask.number, Plan::Records);
-                    self.hub.catches_up(self.id, way);
+                    self.hub.catches_up(self.id, SyncKind::Partial);
                     self.stream(feed, lease, now_ms);
                 }
                 _ => return self.begin_leaves(engine, &ask, way),
@@ -389,14 +389,20 @@ impl SourceSession {
             rate_limit: None,
             run_bytes: None,
         };
-        let needs = Needs::of_ranges(ask.needs.clone());
+        let mut needs = Needs::of_ranges(ask.needs.clone());
+        // What is written meanwhile has a newer stamp.
+        needs.resolve(|low, high| {
+            let sums = tree.sums(0, low, high);
+            sums.iter().fold(0_u64, |sum, of| sum.wrapping_add(of.totals.fingerprint))
+        });
         let place = (ask.file_id, ask.next_block);
         let transfer = Transfer::begin(pass, needs, place, options, &self.signal);
         self.offer(ask.number, Plan::Leaves);
         let mut payload = Vec::new();
         cut.encode(&mut payload);
         self.queue.push_back((MessageKind::Cut, payload));
-        self.hub.catches_up(self.id, way);
+        let repairs = ask.needs.iter().any(|(_, need)| matches!(need, Need::Unless(..)));
+        self.hub.catches_up(self.id, if repairs { SyncKind::Repair } else { kind_of(way) });
         let (number, cut, _admitted) = (ask.number, promised.position, admitted);
         self.sending =
             Sending::Leaves(Box::new(Leaves { transfer, number, cut, lease, _admitted }));
@@ -599,6 +605,15 @@ impl Machine for SourceSession {
 
     fn heard(&mut self, now_ms: u64) {
         self.heard_ms = self.heard_ms.max(now_ms);
+    }
+}
+
+/// What a replica that is sent leaves is counted as.
+fn kind_of(way: CatchUp) -> SyncKind {
+    match way {
+        CatchUp::Delta { after: Seq(0) } | CatchUp::Full => SyncKind::Full,
+        CatchUp::Rewind { .. } => SyncKind::Rewind,
+        _ => SyncKind::Delta,
     }
 }
 

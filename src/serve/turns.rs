@@ -243,6 +243,28 @@ impl Database {
         Ok(())
     }
 
+    /// Changes an entry behind the log's back, without a Seq, as a fault of the memory or of this engine would.
+    ///
+    /// # Panics
+    /// If there is no such keyspace.
+    pub fn plant_difference(&self, keyspace: &str, key: &[u8], value: &[u8]) {
+        let engine = self.engine();
+        let tree = engine.tree();
+        let place = engine.with_place(keyspace, |place| place.expect("a keyspace"));
+        let key = crate::keys::internal(place.id, key);
+        let put = crate::tree::new_value(tree, value, 0).expect("a value");
+        let op = crate::tree::BatchOp {
+            slot: place.slot,
+            key: &key,
+            prefix_len: crate::keys::PREFIX_LEN,
+            put: Some(put),
+        };
+        let changes = crate::tree::Changes { ops: vec![op], ..Default::default() };
+        let own = tree.commit.standing();
+        // At its present position: nothing tells but the sums.
+        tree.replay(&changes, own.position, own.time_ms).expect("it is applied");
+    }
+
     /// Whether anything was heard of the primary of late, for who drives a replica himself.
     pub fn set_in_touch(&self, is_in_touch: bool) {
         self.engine().hub.set_lost(!is_in_touch);

@@ -110,6 +110,20 @@ impl Tree {
         }
     }
 
+    /// Shows where each leaf begins, the batch that changed it last, and what its fingerprints sum up to.
+    pub(crate) fn leaf_sums(&self, mut show: impl FnMut(&[u8], Seq, u64)) {
+        let mut from = Vec::new();
+        loop {
+            let latch = self.latch_read(&from);
+            let page = latch.live();
+            show(page.low(), latch.stamp, page.fingerprint());
+            match page.high() {
+                Some(high) => from = high.to_vec(),
+                None => return,
+            }
+        }
+    }
+
     /// Bytes of keys and values in the leaves that changed after `seq`.
     pub(crate) fn bytes_after(&self, seq: Seq) -> u64 {
         let (mut from, mut bytes) = (Vec::new(), 0);

@@ -596,3 +596,28 @@ fn a_transfer_goes_on_where_it_was_cut() {
         replica.stop();
     }
 }
+
+/// C9, B29: a difference that nothing explains is found by the sums, and only where it is something is sent anew.
+#[test]
+fn a_difference_is_found_and_mended_where_it_is() {
+    let db = Database::in_memory();
+    let films = db.keyspace("films").unwrap();
+    for n in 0..20_000_u32 {
+        films.insert(n.to_be_bytes(), format!("{:x}", u128::from(n).wrapping_pow(5))).unwrap();
+    }
+    let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+    let copy = Database::in_memory();
+    let replica = copy.follow(within(&primary)).unwrap();
+    reaches(&replica, &db);
+    let sent = primary.replicas()[0].sent_bytes;
+    copy.plant_difference("films", &7_000_u32.to_be_bytes(), b"another");
+    copy.plant_difference("films", b"one too many", b"v");
+    films.insert("k", "v").unwrap();
+    let status = until(&replica, "mended", |status| status.counts.repair == 1);
+    assert_eq!((status.counts.full, status.counts.delta), (1, 0));
+    reaches(&replica, &db);
+    same(&db, &copy);
+    let repaired = primary.replicas()[0].sent_bytes;
+    assert!(repaired < sent / 10, "{repaired} bytes after {sent}");
+    copy.check();
+}
