@@ -43,6 +43,11 @@ impl Applier {
         Self { position: engine.tree().commit.position(), chain }
     }
 
+    /// For a planted bug: as if a batch had been applied.
+    pub(crate) fn skip(&mut self) {
+        self.position.seq.0 += 1;
+    }
+
     /// The last batch that was applied.
     pub(crate) fn position(&self) -> Position {
         self.position

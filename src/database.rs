@@ -639,6 +639,9 @@ impl Engine {
             let synced = log.sync(&tree.commit, position.seq);
             synced.map_err(|failure| Error::NotDurable { position, failure })?;
         }
+        if let (Some(backlog), true) = (self.backlog.get(), planted(Bug::PromoteDropsLog)) {
+            backlog.restart(&tree.commit, None)?;
+        }
         tree.commit.set_role(Role::Primary);
         Ok(position)
     }
@@ -651,8 +654,10 @@ impl Engine {
         self.tree.commit.set_role(Role::Replica);
         self.hub.heard_term(term);
         match &self.log {
-            Some(log) => log.directory.set_fence(Fence { term, history }),
-            None => Ok(()),
+            Some(log) if !planted(Bug::FenceForgotten) => {
+                log.directory.set_fence(Fence { term, history })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -709,7 +714,9 @@ impl Engine {
     /// Follows nobody any more.
     pub(crate) fn stop_following(&self) {
         let following = self.following.lock().take();
-        if let Some(following) = following {
+        if let Some(following) = following
+            && !planted(Bug::OldSourceStays)
+        {
             following.stop();
         }
     }
@@ -733,7 +740,9 @@ impl Engine {
             *self.dataset.lock() = dataset;
             if let Some(backlog) = self.backlog.get() {
                 backlog.directory.go_on_anew(dataset);
-                backlog.restart(&self.tree.commit, None)?;
+                if !planted(Bug::BacklogKept) {
+                    backlog.restart(&self.tree.commit, None)?;
+                }
             }
             return Ok(());
         };

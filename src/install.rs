@@ -89,7 +89,7 @@ impl Engine {
         for (field, got, expected) in
             [("records", all.records, records), ("fingerprint", all.fingerprint, fingerprint)]
         {
-            if got != expected {
+            if got != expected && !planted(Bug::InstallUnproven) {
                 return Err(told(Fault::Mismatch { field, got, expected }));
             }
         }

@@ -207,6 +207,40 @@ pub(crate) enum Bug {
     SameKeepsStamp,
     /// Install: keyspaces are found by their numbers, whatever those mean by now.
     NamesNeverMove,
+    /// Install: what came is put in place without a look at what it adds up to.
+    InstallUnproven,
+    /// Replicas: acknowledged is what the source has, not what was applied.
+    AckBeforeApply,
+    /// Replicas: a feed begins one batch too late.
+    FeedOneTooFar,
+    /// Replicas: a feed shows what is being written.
+    FeedReadsAhead,
+    /// Replicas: a run goes on in the history of the one before.
+    SameHistory,
+    /// Replicas: two lines are taken to part one batch later than they do.
+    ForkOneLater,
+    /// Replicas: a log in memory goes on over an install.
+    BacklogKept,
+    /// Replicas: promotion begins the log anew.
+    PromoteDropsLog,
+    /// Replicas: a beat counts as a batch.
+    BeatTakesSeq,
+    /// Replicas: what a session has acknowledged counts after it has ended.
+    AckOutlives,
+    /// Replicas: while leaves are sent nobody says that he is there.
+    NoBeatAmongLeaves,
+    /// Replicas: who follows another goes on following the first.
+    OldSourceStays,
+    /// Replicas: anything will do as the proof of a key.
+    ProofUnchecked,
+    /// Replicas: who is handed over to hears of it before it is durable.
+    HandShownEarly,
+    /// Replicas: who hears of a promotion forgets it when it is closed.
+    FenceForgotten,
+    /// Replicas: what came before the link was lost is taken for what is there, at the wrong batch.
+    ZoneOfBase,
+    /// Replicas: a pass may leave out what is needed whatever it is.
+    CoverUnchecked,
 }
 
 /// Whether `bug` is alive.

@@ -511,7 +511,9 @@ impl Commit {
     /// The next batch begins `history`; the first to draw one wins.
     pub(crate) fn begin_history(&self, history: HistoryId) {
         let mut state = self.state.lock();
-        if !self.has_history.swap(true, Ordering::Relaxed) {
+        if !self.has_history.swap(true, Ordering::Relaxed)
+            && (!planted(Bug::SameHistory) || state.line.is_empty())
+        {
             state.drawn = Some(history);
         }
     }

@@ -16,6 +16,7 @@ use crate::format::record::{RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::format::wire::{
     Ack, Ask, Beat, Bye, CutMessage, End, Hello, Mark, MessageKind, Offer, Plan, Reason,
 };
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::replication::catch_up::{Replica, batches_beyond, consent};
 use crate::replication::framing::Sealer;
@@ -209,6 +210,11 @@ impl ReplicaSession {
                 self.head = self.head.max(beat.seq);
                 self.time_ms = self.time_ms.max(beat.time_ms);
                 self.sync_wanted |= beat.wants_durable;
+                if let Some(applier) = &mut self.applier
+                    && planted(Bug::BeatTakesSeq)
+                {
+                    applier.skip();
+                }
                 let at = self.hub_mark();
                 self.hub.heard(at, beat.time_ms);
                 Ok(())
@@ -535,7 +541,10 @@ impl ReplicaSession {
     }
 
     fn acknowledge(&mut self, engine: &Arc<Engine>, sealer: &mut Sealer, out: &mut Vec<u8>) {
-        let applied = engine.tree().commit.position();
+        let mut applied = engine.tree().commit.position();
+        if planted(Bug::AckBeforeApply) {
+            applied.seq = applied.seq.max(self.head);
+        }
         let durable = engine.log().map_or(Seq(0), |log| log.durable()).min(applied.seq);
         if self.acked == Some((applied, durable)) {
             return;

@@ -5,6 +5,7 @@
 //! assigned that.
 
 use crate::format::snapshot::Span;
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 
 /// The last batch that both lines have; `None` if they have nothing in common, which neither has while it is empty.
@@ -18,7 +19,8 @@ pub(crate) fn fork(a: &[Span], b: &[Span]) -> Option<Seq> {
     a.iter().rev().find_map(|own| {
         let other = b.iter().rev().find(|other| other.history == own.history)?;
         // Each has what both have: up to where the first of them left the history.
-        Some(own.end.min(other.end))
+        let fork = own.end.min(other.end);
+        Some(if planted(Bug::ForkOneLater) { Seq(fork.0 + 1) } else { fork })
     })
 }
 

@@ -8,6 +8,7 @@ use crate::commit::{Role, Standing};
 use crate::database::Engine;
 use crate::format::snapshot::Span;
 use crate::format::wire::{Ack, Hello};
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::replication::line::{has, term};
 use crate::serve::signal::Signal;
@@ -197,7 +198,9 @@ impl Hub {
 
     /// A session has ended: what it said counts no more.
     pub(crate) fn leave(&self, id: u64) {
-        self.state().sessions.remove(&id);
+        if !planted(Bug::AckOutlives) {
+            self.state().sessions.remove(&id);
+        }
         self.changed.notify_all();
     }
 

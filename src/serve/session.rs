@@ -17,6 +17,7 @@ use crate::format::wire::{
     Ack, Ask, Beat, Bye, CutMessage, End, Hello, MAX_PAYLOAD_LEN, Mark, MessageKind, Offer, Plan,
     Reason,
 };
+use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::replication::catch_up::{CatchUp, Costs, Source, choose};
 use crate::replication::framing::Sealer;
@@ -431,7 +432,10 @@ impl SourceSession {
             sealer.seal(kind, &payload, out);
         }
         let wants_durable = self.hub.wants_durable(self.id);
-        if wants_durable || now_ms.saturating_sub(self.beat_ms) >= self.limits.beat_ms {
+        let is_silent =
+            matches!(self.sending, Sending::Leaves(_)) && planted(Bug::NoBeatAmongLeaves);
+        let is_due = now_ms.saturating_sub(self.beat_ms) >= self.limits.beat_ms;
+        if (wants_durable || is_due) && !is_silent {
             self.beat_ms = now_ms;
             let own = self.standing(engine);
             let time_ms = self.hub.time_ms(engine);

@@ -265,6 +265,20 @@ impl Database {
         tree.replay(&changes, own.position, own.time_ms).expect("it is applied");
     }
 
+    /// The nodes of the replicas that have said who they are.
+    pub fn replica_nodes(&self) -> Vec<[u8; 16]> {
+        let replicas = self.engine().hub.replicas(self.seq());
+        replicas.into_iter().map(|replica| replica.node).collect()
+    }
+
+    /// The last step of [`Primary::hand_over`](crate::Primary::hand_over) alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn hand_to(&self, node: [u8; 16]) -> Result<crate::Position> {
+        self.engine().hand_to(node)
+    }
+
     /// Whether anything was heard of the primary of late, for who drives a replica himself.
     pub fn set_in_touch(&self, is_in_touch: bool) {
         self.engine().hub.set_lost(!is_in_touch);

@@ -13,6 +13,7 @@ use crate::error::{Error, Fault, Result};
 use crate::format::log::SEGMENT_HEADER_LEN;
 use crate::format::log::{Base, END_LEN, FRAME_LEN, Frame, Framed, RECORD_FRAME_LEN};
 use crate::format::record::{HistoryBody, RecordHeader, RecordKind};
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 
 /// So much is read at a time at the least, and the most, unless one record is longer. In between it follows what there was to read.
@@ -82,6 +83,7 @@ impl Feed {
             feed.base = log.base();
             return Ok((feed.base.position.seq == after).then_some(feed));
         }
+        let after = if planted(Bug::FeedOneTooFar) { Seq(after.0 + 1) } else { after };
         while feed.base.position.seq < after {
             match feed.next(after, PIECE, &mut |_| ())? {
                 Fed::Gone => return Ok(None),

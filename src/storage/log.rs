@@ -401,11 +401,17 @@ impl Log {
 
     /// The last batch that feeds may show.
     pub(crate) fn to_be_shown(&self) -> Seq {
+        if planted(Bug::FeedReadsAhead) {
+            return Seq(u64::MAX);
+        }
         self.written().min(Seq(self.shown_up_to.load(Ordering::Acquire)))
     }
 
     /// Feeds show nothing behind this batch; without one, everything.
     pub(crate) fn show_up_to(&self, seq: Option<Seq>) {
+        if planted(Bug::HandShownEarly) {
+            return;
+        }
         self.shown_up_to.store(seq.map_or(u64::MAX, |seq| seq.0), Ordering::Release);
     }
 

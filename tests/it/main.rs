@@ -17,6 +17,7 @@ mod replicas;
 mod salvage;
 mod saves;
 mod saves_by_itself;
+mod sessions;
 #[cfg(shuttle)]
 mod shuttle;
 mod stamps;

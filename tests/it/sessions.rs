@@ -1,0 +1,336 @@
+//! Sessions without threads or sockets: what either end says, byte by byte, at made-up times.
+
+use stillframe::simulation::{KeptState, SessionEnd, SessionEnded, SimDisk, TurnOptions};
+use stillframe::{
+    AckLevel, Database, Durability, Error, LinkKey, Role, SaveOptions, SyncKind, SyncRefused,
+};
+
+fn options() -> TurnOptions {
+    TurnOptions { key: None, beat_ms: 10, timeout_ms: 100, nonce: [1; 32] }
+}
+
+/// Two ends and the bytes between them.
+struct Pair {
+    source: SessionEnd,
+    replica: SessionEnd,
+    to_source: Vec<u8>,
+    to_replica: Vec<u8>,
+    now_ms: u64,
+}
+
+impl Pair {
+    fn new(source: &Database, replica: &Database, kept: KeptState) -> Self {
+        Self::with(source, replica, kept, (&options(), &options()))
+    }
+
+    fn with(
+        source: &Database,
+        replica: &Database,
+        kept: KeptState,
+        (of_source, of_replica): (&TurnOptions, &TurnOptions),
+    ) -> Self {
+        Pair {
+            source: SessionEnd::source(source, of_source, 0).unwrap(),
+            replica: SessionEnd::replica(replica, of_replica, kept, 0),
+            to_source: Vec::new(),
+            to_replica: Vec::new(),
+            now_ms: 0,
+        }
+    }
+
+    /// Both say what they have to say, and at most so many bytes arrive on either way.
+    fn turn(&mut self, most: usize) -> Result<(), SessionEnded> {
+        self.source.fill(self.now_ms, &mut self.to_replica)?;
+        self.replica.fill(self.now_ms, &mut self.to_source)?;
+        let some = |bytes: &mut Vec<u8>| bytes.drain(..bytes.len().min(most)).collect::<Vec<_>>();
+        let arrived = some(&mut self.to_replica);
+        self.replica.receive(&arrived, self.now_ms, &mut self.to_source)?;
+        let arrived = some(&mut self.to_source);
+        self.source.receive(&arrived, self.now_ms, &mut self.to_replica)
+    }
+
+    /// Until nothing is under way and the replica has all that is written.
+    fn settle(&mut self, source: &Database, replica: &Database) {
+        for _ in 0..100_000 {
+            self.turn(usize::MAX).unwrap();
+            let is_quiet = self.to_source.is_empty() && self.to_replica.is_empty();
+            if is_quiet && self.replica.is_streaming() && source.position() == replica.position() {
+                return;
+            }
+        }
+        panic!("{} never came to {}", replica.position(), source.position());
+    }
+}
+
+fn on(disk: &SimDisk) -> Database {
+    let builder = Database::builder().disk(disk.clone()).manual_log().manual_reclaim();
+    builder.open("/db").unwrap()
+}
+
+fn filled(count: u32) -> Database {
+    let db = Database::in_memory();
+    fill(&db, 0..count);
+    db
+}
+
+fn fill(db: &Database, keys: std::ops::Range<u32>) {
+    let films = db.keyspace("films").unwrap();
+    for n in keys {
+        films.insert(n.to_be_bytes(), format!("film {n} {:?}", db.position())).unwrap();
+    }
+}
+
+fn same(a: &Database, b: &Database) {
+    let fingerprint = |db: &Database| (db.position(), db.snapshot().unwrap().fingerprint());
+    assert_eq!(fingerprint(a), fingerprint(b));
+}
+
+fn replica() -> Database {
+    let db = Database::in_memory();
+    db.begin_following().unwrap();
+    db
+}
+
+/// (51, 58) Whatever has arrived, acknowledged is what is applied; beats change nothing.
+#[test]
+fn acknowledgements_never_run_ahead() {
+    let (a, b) = (filled(50), replica());
+    let patient = TurnOptions { timeout_ms: 10_000, ..options() };
+    let mut pair = Pair::with(&a, &b, KeptState::default(), (&patient, &patient));
+    pair.settle(&a, &b);
+    fill(&a, 0..20);
+    let last = a.position();
+    for turn in 0..20_000 {
+        // A beat goes ahead of what was written.
+        pair.now_ms += 1;
+        pair.turn(17).unwrap();
+        let acked = a.acked(last, AckLevel::Applied);
+        assert!(acked == 0 || b.seq() >= last.seq, "{} acked {last}", b.position());
+        if acked == 1 {
+            return;
+        }
+        if turn % 50 == 0 {
+            fill(&a, 100..101);
+        }
+    }
+    panic!("it never came");
+}
+
+/// (62, C8) What a session has acknowledged counts no more when it has ended.
+#[test]
+fn acknowledgements_end_with_their_session() {
+    let (a, b) = (filled(50), replica());
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    pair.turn(usize::MAX).unwrap();
+    assert_eq!(a.acked(a.position(), AckLevel::Applied), 1);
+    drop(pair);
+    assert_eq!(a.acked(a.position(), AckLevel::Applied), 0);
+}
+
+/// (63, I9) A transfer that takes longer than the time-out is no silence.
+#[test]
+fn a_long_transfer_keeps_the_link() {
+    let (a, b) = (filled(20_000), replica());
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    let mut turns = 0;
+    while !pair.replica.is_streaming() {
+        pair.now_ms += 5;
+        pair.turn(2_000).unwrap();
+        turns += 1;
+    }
+    assert!(turns * 5 > 2 * options().timeout_ms, "{turns} turns");
+    pair.settle(&a, &b);
+    same(&a, &b);
+}
+
+/// I9: who says nothing any more is gone, at either end.
+#[test]
+fn silence_ends_a_session() {
+    let (a, b) = (filled(10), replica());
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    let mut out = Vec::new();
+    assert!(pair.source.fill(1_000, &mut out).is_err());
+    assert!(pair.replica.fill(1_000, &mut out).is_err());
+    assert!(!out.is_empty());
+}
+
+/// (68, C12) Without the proof nothing is told.
+#[test]
+fn who_has_not_the_key_gets_nothing() {
+    let (a, b) = (filled(10), replica());
+    let key = |byte| TurnOptions { key: Some(LinkKey::new([byte; 32])), ..options() };
+    for (of_source, of_replica) in [(key(1), options()), (key(1), key(2)), (options(), key(1))] {
+        let sides = (&of_source, &of_replica);
+        let mut pair = Pair::with(&a, &b, KeptState::default(), sides);
+        let ended = (0..10).find_map(|_| pair.turn(usize::MAX).err());
+        assert!(ended.is_some(), "{of_source:?} {of_replica:?}");
+        assert_eq!(b.seq().0, 0);
+    }
+    let mut pair = Pair::with(&a, &b, KeptState::default(), (&key(1), &key(1)));
+    pair.settle(&a, &b);
+    same(&a, &b);
+}
+
+/// (54, B1) Two copies of one directory never write the same batch.
+#[test]
+fn a_copied_directory_writes_a_history_of_its_own() {
+    let disk = SimDisk::new();
+    let a = on(&disk);
+    fill(&a, 0..10);
+    a.close().unwrap();
+    drop(a);
+    let copy = disk.fork();
+    let (a, b) = (on(&disk), on(&copy));
+    assert_eq!(a.position(), b.position());
+    fill(&a, 0..1);
+    fill(&b, 1..2);
+    assert_ne!(a.position(), b.position());
+    b.begin_following().unwrap();
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    let refused = (0..10).find_map(|_| pair.turn(usize::MAX).err());
+    // One node wrote both: its own end, as after a power cut, unless it was told that it is durable.
+    let is_told = !matches!(refused, Some(SessionEnded::Refused(SyncRefused::SplitBrain { .. })));
+    assert!(is_told, "{refused:?}");
+    if refused.is_none() {
+        pair.settle(&a, &b);
+        same(&a, &b);
+    }
+}
+
+/// (56, B12, B13) What a node sent before another state took the place of its own does not go on behind that.
+#[test]
+fn a_chain_begins_anew_behind_an_install() {
+    let (a, b, c) = (filled(100), replica(), replica());
+    let mut first = Pair::new(&a, &b, KeptState::default());
+    first.settle(&a, &b);
+    let mut second = Pair::new(&b, &c, KeptState::default());
+    second.settle(&b, &c);
+    // Another promoted one, which parted from a before its end.
+    let d = replica();
+    let mut third = Pair::new(&a, &d, KeptState::default());
+    third.settle(&a, &d);
+    d.promote().unwrap();
+    fill(&a, 0..30);
+    first.settle(&a, &b);
+    second.settle(&b, &c);
+    fill(&d, 50..90);
+    drop(first);
+    let mut other = Pair::new(&d, &b, KeptState::default());
+    other.settle(&d, &b);
+    assert_eq!(other.replica.caught_up(), Some(SyncKind::Rewind));
+    same(&d, &b);
+    b.set_in_touch(true);
+    for _ in 0..200 {
+        if second.turn(usize::MAX).is_err() {
+            second = Pair::new(&b, &c, KeptState::default());
+        }
+        fill(&d, 0..1);
+        other.settle(&d, &b);
+    }
+    second.settle(&b, &c);
+    same(&d, &c);
+}
+
+/// (B11, B14) A transfer that was cut goes on where it was, and what changed below that comes again.
+#[test]
+fn a_cut_transfer_goes_on_at_its_zone() {
+    let (a, b) = (filled(20_000), replica());
+    let mut kept = KeptState::default();
+    let mut sent = Vec::new();
+    for round in 0..40 {
+        let mut pair = Pair::new(&a, &b, kept);
+        let mut bytes = 0;
+        while bytes < 60_000 && !pair.replica.is_streaming() {
+            pair.turn(1_000).unwrap();
+            bytes += 1_000;
+        }
+        sent.push(bytes);
+        if pair.replica.is_streaming() {
+            pair.settle(&a, &b);
+            same(&a, &b);
+            assert!(round > 2, "{sent:?}");
+            return;
+        }
+        assert_eq!(b.seq().0, 0, "nothing is shown before it is whole");
+        kept = pair.replica.into_kept();
+        // Behind what came, and before it.
+        fill(&a, round * 100..round * 100 + 3);
+        a.keyspace("films").unwrap().remove((round * 300).to_be_bytes()).unwrap();
+    }
+    panic!("{sent:?}");
+}
+
+/// (57) A promoted replica has the log that others need.
+#[test]
+fn who_follows_a_promoted_replica_gets_records() {
+    let (a, b, c) = (filled(100), replica(), replica());
+    let mut first = Pair::new(&a, &b, KeptState::default());
+    first.settle(&a, &b);
+    let mut second = Pair::new(&a, &c, KeptState::default());
+    second.settle(&a, &c);
+    // b serves from now on, and has a log from now on.
+    drop(Pair::new(&b, &c, KeptState::default()));
+    fill(&a, 0..10);
+    first.settle(&a, &b);
+    b.promote().unwrap();
+    fill(&b, 10..20);
+    let mut third = Pair::new(&b, &c, KeptState::default());
+    third.settle(&b, &c);
+    assert_eq!(third.replica.caught_up(), Some(SyncKind::Partial));
+    same(&b, &c);
+}
+
+/// C7: who is handed over to hears of it only once it is on the disk.
+#[test]
+fn a_hand_over_that_is_not_durable_is_told_to_nobody() {
+    let disk = SimDisk::new();
+    let (a, b) = (on(&disk), replica());
+    fill(&a, 0..10);
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    disk.inject(
+        stillframe::simulation::DiskFault::error(5)
+            .on(stillframe::simulation::CallKind::SyncData)
+            .forever(),
+    );
+    let node = a.replica_nodes()[0];
+    assert!(matches!(a.hand_to(node), Err(Error::NotDurable { .. })));
+    for _ in 0..20 {
+        let _ = pair.turn(usize::MAX);
+    }
+    assert_eq!((a.role(), b.role()), (Role::Replica, Role::Replica));
+}
+
+/// (B12, B27) Where the log does not go back, or is the dearer way, leaves are sent.
+#[test]
+fn the_cheaper_way_is_taken() {
+    let disk = SimDisk::new();
+    let (a, b) = (on(&disk), replica());
+    fill(&a, 0..5_000);
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    drop(pair);
+    // The log is gone.
+    fill(&a, 7..9);
+    a.persist(Durability::Sync).unwrap();
+    a.compact_log(SaveOptions::default()).unwrap();
+    fill(&a, 9..10);
+    a.compact_log(SaveOptions::default()).unwrap();
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    let way = pair.replica.caught_up();
+    assert!(way == Some(SyncKind::Delta) || way == Some(SyncKind::Partial), "{way:?}");
+    same(&a, &b);
+    drop(pair);
+    // One counter, again and again: the log is long, the change is small.
+    let films = a.keyspace("films").unwrap();
+    for _ in 0..300 {
+        films.insert("counter", vec![7; 10_000]).unwrap();
+    }
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    assert_eq!(pair.replica.caught_up(), Some(SyncKind::Delta));
+    same(&a, &b);
+}
