@@ -77,12 +77,31 @@ pub(crate) fn uptime_ms() -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
+#[cfg(feature = "simulation")]
+thread_local! {
+    /// What this thread draws from in the place of the operating system.
+    static SEEDED: std::cell::RefCell<Option<Random>> = const { std::cell::RefCell::new(None) };
+}
+
+/// From now on what this thread would draw from the operating system follows from `seed`, so that a whole run can be repeated, ids and
+/// all; `None`: no more. Threads that it starts draw as ever.
+#[cfg(feature = "simulation")]
+pub fn seed_thread(seed: Option<u64>) {
+    SEEDED.set(seed.map(Random::new));
+}
+
 /// `N` bytes from the operating system's generator.
 ///
 /// # Errors
 /// Whatever the system says; a sandbox that allows neither `getrandom` nor `/dev/urandom`, mostly.
 pub(crate) fn os_random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
+    #[cfg(feature = "simulation")]
+    if SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map(|random| random.fill(&mut bytes)))
+        == Some(())
+    {
+        return Ok(bytes);
+    }
     getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }

@@ -20,7 +20,7 @@ use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::{Keyspace, Place};
 use crate::open::{Catalogue, Content, OnDisk};
-use crate::options::{Builder, Durability, StillBudget, StillInfo, StillReport};
+use crate::options::{BacklogSize, Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::progress::OpenReport;
@@ -80,6 +80,7 @@ pub(crate) struct Engine {
     saver: Option<Arc<Saver>>,
     /// Where there is no log: what replicas have not read yet, from the first one on.
     backlog: OnceLock<Arc<Log>>,
+    backlog_size: BacklogSize,
     /// Signs the histories that begin here.
     pub(crate) node: [u8; 16],
     /// Where there is no directory.
@@ -93,14 +94,10 @@ pub(crate) struct Engine {
     report: Option<OpenReport>,
 }
 
-/// Segments of a log in memory, and how much of it stays: for those who were away for a moment, and for those who are still reading.
-const BACKLOG_SEGMENT: u64 = 4 << 20;
-const BACKLOG_BYTES: u64 = 64 << 20;
-const BACKLOG_MOST: u64 = 256 << 20;
-
 /// Makes room in a log that lives in memory.
 struct Backlog {
     log: Arc<Log>,
+    size: BacklogSize,
 }
 
 impl Room for Backlog {
@@ -110,7 +107,7 @@ impl Room for Backlog {
         let (_, mut bytes) = self.log.size();
         for closed in self.log.closed() {
             let is_read = leased.is_none_or(|leased| closed.last <= leased);
-            if bytes <= if is_read { BACKLOG_BYTES } else { BACKLOG_MOST } {
+            if bytes <= if is_read { self.size.usual } else { self.size.most } {
                 break;
             }
             bytes -= closed.bytes;
@@ -183,6 +180,7 @@ impl Database {
             durability: builder.durability,
             saver,
             backlog: OnceLock::new(),
+            backlog_size: builder.backlog,
             node,
             dataset: Mutex::new(random_id()?),
             hub: Arc::default(),
@@ -611,13 +609,13 @@ impl Engine {
         }
         let directory = Directory::claim(Arc::new(MemoryDisk::default()), Path::new("/"))?;
         directory.go_on_anew(self.dataset());
-        let mut directory = Some(directory);
+        let (mut directory, size) = (Some(directory), self.backlog_size);
         self.tree.commit.attach_log_now(|base| {
             let start = Start { base, previous: None, closed: Vec::new(), next_ordinal: 1 };
             let directory = directory.take().expect("made once");
-            let log = Arc::new(Log::new(directory, BACKLOG_SEGMENT, start, None));
+            let log = Arc::new(Log::new(directory, size.segment, start, None));
             let backlog = self.backlog.get_or_init(|| Arc::clone(&log));
-            Arc::new(Backlog { log: Arc::clone(backlog) })
+            Arc::new(Backlog { log: Arc::clone(backlog), size })
         });
         Ok(self.backlog.get().expect("it was just made"))
     }

@@ -65,7 +65,7 @@ pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 /// Outside semver: anything here may change in a patch release.
 #[cfg(feature = "simulation")]
 pub mod simulation {
-    pub use crate::clock::{Clock, Random, SimClock};
+    pub use crate::clock::{Clock, Random, SimClock, seed_thread};
     pub use crate::format::probe::decode_block;
     pub use crate::serve::turns::{KeptState, SessionEnd, SessionEnded, TurnOptions};
     pub use crate::snapshot::{LeafPass, PassedEntry};

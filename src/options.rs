@@ -34,6 +34,7 @@ pub struct Builder {
     pub(crate) durability: Durability,
     pub(crate) recovery: RecoveryMode,
     pub(crate) segment_bytes: u64,
+    pub(crate) backlog: BacklogSize,
     /// Whether threads of the database's own look after the log.
     pub(crate) keeps_log_by_itself: bool,
     pub(crate) saves: SavePolicy,
@@ -63,6 +64,23 @@ impl Default for Durability {
     /// [`Periodic`](Durability::Periodic), a second.
     fn default() -> Self {
         Durability::Periodic(Duration::from_secs(1))
+    }
+}
+
+/// How much of what was written stays in memory for replicas, in a database without a directory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BacklogSize {
+    /// Of one segment.
+    pub(crate) segment: u64,
+    /// For those who were away for a moment.
+    pub(crate) usual: u64,
+    /// While somebody is still reading.
+    pub(crate) most: u64,
+}
+
+impl Default for BacklogSize {
+    fn default() -> Self {
+        Self { segment: 4 << 20, usual: 64 << 20, most: 256 << 20 }
     }
 }
 
@@ -114,6 +132,7 @@ impl Builder {
             durability: Durability::default(),
             recovery: RecoveryMode::default(),
             segment_bytes: 64 << 20,
+            backlog: BacklogSize::default(),
             keeps_log_by_itself: true,
             saves: SavePolicy::default(),
             open_progress: None,
@@ -297,6 +316,12 @@ impl Builder {
     /// The disk that files are on.
     pub fn disk(mut self, disk: impl Disk) -> Self {
         self.disk = Arc::new(disk);
+        self
+    }
+
+    /// Without a directory, keeps so many bytes for replicas, twice as many while one is reading, in segments of an eighth.
+    pub fn backlog_bytes(mut self, bytes: u64) -> Self {
+        self.backlog = BacklogSize { segment: bytes / 8, usual: bytes, most: bytes * 2 };
         self
     }
 
