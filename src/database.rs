@@ -640,6 +640,8 @@ impl Engine {
         if let (Some(backlog), true) = (self.backlog.get(), planted(Bug::PromoteDropsLog)) {
             backlog.restart(&tree.commit, None)?;
         }
+        // Whom it followed is not between its replicas and their primary any more.
+        self.hub.set_path(Vec::new());
         tree.commit.set_role(Role::Primary);
         Ok(position)
     }

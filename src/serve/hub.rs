@@ -38,7 +38,7 @@ struct State {
 }
 
 /// What is known of the node that is followed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Upstream {
     /// The nodes that are followed, the nearest first.
     path: Vec<[u8; 16]>,
@@ -46,10 +46,18 @@ struct Upstream {
     durable: Position,
     /// By the primary's clock.
     time_ms: u64,
-    /// Nothing was heard of the primary of late, though it is followed.
+    /// Nothing was heard of the primary of late.
     is_lost: bool,
     /// The highest term that was heard of.
     term: u64,
+}
+
+impl Default for Upstream {
+    /// Nothing was heard.
+    fn default() -> Self {
+        let (path, durable) = (Vec::new(), Position::default());
+        Self { path, durable, time_ms: 0, is_lost: true, term: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -413,7 +421,7 @@ impl Hub {
         self.state().upstream.is_lost = is_lost;
     }
 
-    /// Whether this node can't tell its replicas now where their line goes on.
+    /// Whether nothing was heard of the primary of late.
     pub(crate) fn is_unsettled(&self) -> bool {
         self.state().upstream.is_lost
     }

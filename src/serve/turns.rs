@@ -239,6 +239,7 @@ impl Database {
             log.directory.follows()?;
         }
         engine.tree().commit.set_role(Role::Replica);
+        engine.hub.set_path(Vec::new());
         engine.hub.set_lost(true);
         Ok(())
     }
