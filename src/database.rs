@@ -35,6 +35,7 @@ use crate::storage::load::{load_file, load_stream};
 use crate::storage::log::{Log, Start};
 use crate::storage::memory_disk::MemoryDisk;
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
+use crate::storage::segment::Spare;
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
 use crate::sync::Mutex;
@@ -739,9 +740,18 @@ impl Engine {
             self.install(arrival)?;
             *self.dataset.lock() = dataset;
             if let Some(backlog) = self.backlog.get() {
-                backlog.directory.go_on_anew(dataset);
-                if !planted(Bug::BacklogKept) {
-                    backlog.restart(&self.tree.commit, None)?;
+                let directory = &backlog.directory;
+                directory.go_on_anew(dataset);
+                if planted(Bug::BacklogKept) {
+                    return Ok(());
+                }
+                // What is in them does not lead to the new state.
+                let (before, _) = backlog.ordinals();
+                let ordinal = backlog.take_ordinal();
+                let spare = Spare::make(directory, ordinal, self.backlog_size.segment)?;
+                backlog.restart(&self.tree.commit, Some(spare))?;
+                for segment in before {
+                    directory.remove(&directory.segment(segment))?;
                 }
             }
             return Ok(());

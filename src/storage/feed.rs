@@ -11,7 +11,7 @@ use super::segment::{Begun, Found};
 use super::{DiskFile, read_exact_at};
 use crate::error::{Error, Fault, Result};
 use crate::format::log::SEGMENT_HEADER_LEN;
-use crate::format::log::{Base, END_LEN, FRAME_LEN, Frame, Framed, RECORD_FRAME_LEN};
+use crate::format::log::{Base, Beginning, END_LEN, FRAME_LEN, Frame, Framed, RECORD_FRAME_LEN};
 use crate::format::record::{HistoryBody, RecordHeader, RecordKind};
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
@@ -124,6 +124,10 @@ impl Feed {
         let mut shown = 0;
         loop {
             let end = self.log.to_be_shown().min(last);
+            // On another line the same numbers mean something else.
+            if self.log.restarts() != self.restarts {
+                return Ok(Fed::Gone);
+            }
             if self.base.position.seq >= end {
                 return Ok(Fed::All);
             }
@@ -148,15 +152,8 @@ impl Feed {
             return Ok(false);
         }
         for ordinal in ordinals.into_iter().rev() {
-            let found = match Found::hold(&self.log.directory, ordinal) {
-                // So are all that are older.
-                Err(Error::Io { op: "open", source, .. })
-                    if source.kind() == std::io::ErrorKind::NotFound =>
-                {
-                    return Ok(false);
-                }
-                found => found?,
-            };
+            // So are all that are older.
+            let Some(found) = self.hold(ordinal)? else { return Ok(false) };
             if let Begun::Yes(beginning) = &found.beginning
                 && beginning.base.position.seq <= self.base.position.seq
             {
@@ -168,13 +165,25 @@ impl Feed {
         Ok(false)
     }
 
+    /// A segment, unless it has gone.
+    fn hold(&self, ordinal: u64) -> Result<Option<Found>> {
+        match Found::hold(&self.log.directory, ordinal) {
+            Err(Error::Io { op: "open", source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
+    }
+
     /// Goes on in the segment behind the present one, which has been read to its end.
     fn follow(&mut self) -> Result<bool> {
         let Some(before) = self.segment.take() else { return Ok(false) };
         let (ordinals, restarts) = self.log.ordinals();
         let next = ordinals.into_iter().find(|ordinal| *ordinal > before.ordinal);
         let Some(next) = next.filter(|_| restarts == self.restarts) else { return Ok(false) };
-        let found = Found::hold(&self.log.directory, next)?;
+        let Some(found) = self.hold(next)? else { return Ok(false) };
         match &found.beginning {
             Begun::Yes(beginning)
                 if beginning.base == self.base
@@ -182,6 +191,12 @@ impl Feed {
             {
                 self.segment = Some(Reading::of(found));
                 Ok(true)
+            }
+            // There the log began anew, or what lies between has gone.
+            Begun::Yes(Beginning { previous, .. })
+                if previous.is_none_or(|(ordinal, _)| ordinal != before.ordinal) =>
+            {
+                Ok(false)
             }
             _ => {
                 let fault = Fault::Foreign { field: "the segment that should follow" };

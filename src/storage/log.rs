@@ -55,6 +55,9 @@ pub(crate) struct Log {
     writer: Mutex<Writer>,
     /// Release when set, acquire when read: who sees a Seq here finds its record in the file.
     written: AtomicU64,
+    /// Counts how often the log began anew: what was learned of it before says nothing of it. Changed under the writer's lock, before
+    /// `written`: release when set, acquire when read.
+    restarts: AtomicU64,
     /// What was synced, and who waits for more.
     group: Group,
     /// Nothing behind this batch is shown to feeds yet.
@@ -87,8 +90,6 @@ struct Writer {
     unmarked: u64,
     next_len: u64,
     failure: Option<LogFailure>,
-    /// Counts how often the log began anew: a sync of the time before says nothing of it.
-    restarts: u64,
     finished: bool,
 }
 
@@ -145,10 +146,10 @@ impl Log {
                 unmarked: 0,
                 next_len: FIRST_SEGMENT_BYTES,
                 failure: None,
-                restarts: 0,
                 finished: false,
             }),
             written: AtomicU64::new(seq),
+            restarts: AtomicU64::new(0),
             group: Group::new(start.base.position.seq),
             shown_up_to: AtomicU64::new(u64::MAX),
             leases: Mutex::default(),
@@ -171,6 +172,11 @@ impl Log {
     /// The last Seq that has left the process.
     pub(crate) fn written(&self) -> Seq {
         Seq(self.written.load(Ordering::Acquire))
+    }
+
+    /// How often the log began anew.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Acquire)
     }
 
     /// The last Seq that is on the disk.
@@ -273,7 +279,7 @@ impl Log {
             let before = before.map(file_of);
             self.write_tail(&mut writer, commit, Way::Call, false)?;
             let current = before.or_else(|| writer.current.as_ref().map(file_of));
-            (writer.base.position.seq, current, writer.restarts)
+            (writer.base.position.seq, current, self.restarts())
         };
         // Whatever was left before must be on the disk before what follows counts.
         if !planted(Bug::LeftUnsynced) {
@@ -299,7 +305,7 @@ impl Log {
         };
         let (left, restarts): (Vec<_>, u64) = {
             let writer = lock(&self.writer);
-            (writer.unsynced.iter().map(file_of).collect(), writer.restarts)
+            (writer.unsynced.iter().map(file_of).collect(), self.restarts())
         };
         for (ordinal, path, file, last) in left {
             self.sync_file(commit, restarts, &path, &*file)?;
@@ -327,7 +333,7 @@ impl Log {
         }
         let Err(source) = synced else { return Ok(()) };
         let mut writer = lock(&self.writer);
-        if writer.restarts != restarts {
+        if self.restarts() != restarts {
             // The log began anew behind a snapshot meanwhile, which holds all that was in the file.
             return Ok(());
         }
@@ -396,7 +402,7 @@ impl Log {
         let writer = lock(&self.writer);
         let current = writer.current.as_ref().map(|current| current.label.ordinal);
         let closed = writer.closed.iter().map(|closed| closed.ordinal);
-        (closed.chain(current).collect(), writer.restarts)
+        (closed.chain(current).collect(), self.restarts())
     }
 
     /// The last batch that feeds may show.
@@ -522,10 +528,10 @@ impl Log {
         writer.previous = None;
         writer.unmarked = 0;
         let seq = drained.base.position.seq;
+        self.restarts.fetch_add(1, Ordering::AcqRel);
         self.written.store(seq.0, Ordering::Release);
         self.group.restart(seq);
         writer.failure = None;
-        writer.restarts += 1;
         commit.restart_log();
         commit.set_tail_limit(writer.limit(0));
         drop(writer);
