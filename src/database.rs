@@ -38,7 +38,7 @@ use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
 use crate::storage::segment::Spare;
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
-use crate::sync::Mutex;
+use crate::sync::{AtomicU64, Mutex};
 use crate::tree::{
     BatchOp, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Tree, Written, new_value,
 };
@@ -86,6 +86,10 @@ pub(crate) struct Engine {
     pub(crate) node: [u8; 16],
     /// Where there is no directory.
     dataset: Mutex<[u8; 16]>,
+    /// Counts states that were put in the place of the present, twice each: odd while one is.
+    ///
+    /// Release when set, acquire when read: who finds it even and unchanged has read one state's line and data set.
+    installs: AtomicU64,
     pub(crate) hub: Arc<Hub>,
     pub(crate) signals: Signals,
     following: Mutex<Option<Arc<Following>>>,
@@ -184,6 +188,7 @@ impl Database {
             backlog_size: builder.backlog,
             node,
             dataset: Mutex::new(random_id()?),
+            installs: AtomicU64::new(0),
             hub: Arc::default(),
             signals: Signals::default(),
             following: Mutex::default(),
@@ -736,6 +741,19 @@ impl Engine {
 
     /// Puts a state that came from a node of `dataset` in the place of the present, on the disk as well if there is one.
     pub(crate) fn put_in_place(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
+        self.installs.fetch_add(1, Ordering::AcqRel);
+        let put = self.put_in_place_alone(arrival, dataset);
+        self.installs.fetch_add(1, Ordering::AcqRel);
+        put
+    }
+
+    /// How often another state has taken the place of the present; `None` while one does.
+    pub(crate) fn installs(&self) -> Option<u64> {
+        let installs = self.installs.load(Ordering::Acquire);
+        installs.is_multiple_of(2).then_some(installs)
+    }
+
+    fn put_in_place_alone(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
         let Some(saver) = &self.saver else {
             self.install(arrival)?;
             *self.dataset.lock() = dataset;

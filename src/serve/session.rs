@@ -106,6 +106,8 @@ pub(crate) struct SourceSession {
     /// What goes before all else.
     queue: VecDeque<(MessageKind, Vec<u8>)>,
     replica: Option<Hello>,
+    /// How often another state had taken the place of the present when it said hello.
+    installs: Option<u64>,
     sending: Sending,
     /// When something last came, and when something last was sent.
     heard_ms: u64,
@@ -175,6 +177,7 @@ impl SourceSession {
             signal,
             queue: VecDeque::new(),
             replica: None,
+            installs: None,
             sending: Sending::Nothing,
             heard_ms: now_ms,
             beat_ms: now_ms,
@@ -242,6 +245,7 @@ impl SourceSession {
         if hello.node == engine.node || is_cycle {
             return Err(Ended::By(Reason::Cycle, 0));
         }
+        self.installs = engine.installs();
         let own = self.standing(engine);
         let is_same = hello.dataset == engine.dataset();
         let (ours, theirs) = (rank(&own.lineage), rank(&hello.lineage));
@@ -268,6 +272,9 @@ impl SourceSession {
             lineage: own.lineage,
             name: self.limits.name.clone(),
         };
+        if !self.is_what_it_said(engine) {
+            return Err(Ended::By(Reason::Busy, 0));
+        }
         let mut payload = Vec::new();
         own_hello.encode(&mut payload);
         self.queue.push_back((MessageKind::Hello, payload));
@@ -276,6 +283,11 @@ impl SourceSession {
         self.hub.introduce(self.id, &hello);
         self.replica = Some(hello);
         Ok(())
+    }
+
+    /// Whether the state is still the one, with its line and its data set, that hello told of, or goes on from it.
+    fn is_what_it_said(&self, engine: &Arc<Engine>) -> bool {
+        self.installs.is_some() && engine.installs() == self.installs
     }
 
     fn ack(&mut self, ack: Ack) {
@@ -295,6 +307,10 @@ impl SourceSession {
     fn ask(&mut self, engine: &Arc<Engine>, ask: Ask, now_ms: u64) -> Step {
         let Some(replica) = &self.replica else { return Err(Ended::By(Reason::Protocol, 0)) };
         self.sending = Sending::Nothing;
+        if !self.is_what_it_said(engine) {
+            self.offer(ask.number, Plan::Retry);
+            return Ok(());
+        }
         let commit = &engine.tree().commit;
         let log = engine.source_log()?;
         loop {
@@ -374,6 +390,10 @@ impl SourceSession {
         let log = engine.source_log()?;
         let lease = log.lease(log.written());
         let pass = Pass::take(tree, Holder::Replica)?;
+        if !self.is_what_it_said(engine) {
+            self.offer(ask.number, Plan::Retry);
+            return Ok(());
+        }
         let promised = source::Cut::of(pass.cut());
         let cut = CutMessage {
             number: ask.number,
