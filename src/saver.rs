@@ -352,6 +352,8 @@ impl Saver {
         state.snapshots.retain(|(other, _)| *other == ordinal);
         state.anew = None;
         self.log.restart(&self.tree.commit, Some(spare))?;
+        // A segment says which chain leads there, a snapshot doesn't. Where that fails, the next record begins it.
+        let _ = self.log.begin(&self.tree.commit);
         state.last.log_bytes = self.log.bytes();
         // What can't be removed now means nothing, and goes when it is opened.
         let _ = directory.settle_anew();
