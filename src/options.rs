@@ -10,6 +10,7 @@ use crate::Result;
 use crate::clock::{Clock, SystemClock};
 use crate::commit::Holder;
 use crate::database::Database;
+use crate::follow::ReplicaSource;
 use crate::position::Position;
 use crate::progress::{OpenPhase, OpenProgress, Progress, Tell};
 use crate::saver::SavePolicy;
@@ -35,6 +36,7 @@ pub struct Builder {
     pub(crate) recovery: RecoveryMode,
     pub(crate) segment_bytes: u64,
     pub(crate) backlog: BacklogSize,
+    pub(crate) source: Option<ReplicaSource>,
     /// Whether threads of the database's own look after the log.
     pub(crate) keeps_log_by_itself: bool,
     pub(crate) saves: SavePolicy,
@@ -122,6 +124,13 @@ pub struct StillInfo {
     pub age: Duration,
 }
 
+fn begin_following(db: Database, source: Option<ReplicaSource>) -> Result<Database> {
+    if let Some(source) = source {
+        db.follow(source)?;
+    }
+    Ok(db)
+}
+
 impl Builder {
     pub(crate) fn new() -> Self {
         Self {
@@ -133,6 +142,7 @@ impl Builder {
             recovery: RecoveryMode::default(),
             segment_bytes: 64 << 20,
             backlog: BacklogSize::default(),
+            source: None,
             keeps_log_by_itself: true,
             saves: SavePolicy::default(),
             open_progress: None,
@@ -193,6 +203,19 @@ impl Builder {
     /// nothing.
     pub fn keep_log(mut self, bytes: u64, age: Duration) -> Self {
         (self.saves.keep_bytes, self.saves.keep_age) = (bytes, age);
+        self
+    }
+
+    /// Keeps what replicas have not read yet, up to `bytes` of the log, though a snapshot holds it; default 1 GiB. Who is farther behind gets the leaves that
+    /// changed.
+    pub fn keep_log_for_replicas(mut self, bytes: u64) -> Self {
+        self.saves.keep_for_replicas = bytes;
+        self
+    }
+
+    /// Follows another database as soon as it is open, as [`Database::follow`]; [`Database::replica`] has the handle.
+    pub fn follow(mut self, source: ReplicaSource) -> Self {
+        self.source = Some(source);
         self
     }
 
@@ -270,16 +293,18 @@ impl Builder {
     /// # Errors
     /// [`Error::Locked`](crate::Error::Locked) if it is open already; [`Error::Corrupt`](crate::Error::Corrupt), with file
     /// and offset, if anything that was durable can't be read, or is not this database's; [`Error::Io`](crate::Error::Io).
-    pub fn open(self, path: impl AsRef<Path>) -> Result<Database> {
-        Database::open_with(self, path.as_ref())
+    pub fn open(mut self, path: impl AsRef<Path>) -> Result<Database> {
+        let source = self.source.take();
+        begin_following(Database::open_with(self, path.as_ref())?, source)
     }
 
     /// An empty database that lives in memory alone.
     ///
     /// # Errors
     /// None today; opening may come to fail.
-    pub fn in_memory(self) -> Result<Database> {
-        Database::empty(self)
+    pub fn in_memory(mut self) -> Result<Database> {
+        let source = self.source.take();
+        begin_following(Database::empty(self)?, source)
     }
 
     /// A database in memory, filled from a saved file. See [`Database::load`].

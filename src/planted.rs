@@ -227,8 +227,8 @@ pub(crate) enum Bug {
     BeatTakesSeq,
     /// Replicas: what a session has acknowledged counts after it has ended.
     AckOutlives,
-    /// Replicas: while leaves are sent nobody says that he is there.
-    NoBeatAmongLeaves,
+    /// Replicas: a source with nothing to send does not say that it is there.
+    NoBeat,
     /// Replicas: who follows another goes on following the first.
     OldSourceStays,
     /// Replicas: anything will do as the proof of a key.

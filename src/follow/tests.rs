@@ -1,5 +1,10 @@
 //! Installs on a disk that is cut off, or fails.
 use crate::clock::{Random, test_seeds};
+use crate::follow::spool::Spool;
+use crate::format::snapshot::Span;
+use crate::format::wire::CutMessage;
+use crate::position::{HistoryId, Seq};
+use crate::replication::needs::{Need, Needs};
 use crate::storage::sim::{DiskFault, SimDisk};
 use crate::{Database, Durability, SaveOptions};
 
@@ -111,4 +116,31 @@ fn an_install_that_the_disk_refuses_can_be_saved_later() {
         let opened = on(&disk).open("/db").unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         assert_eq!((opened.position(), content(&opened)), after, "seed {seed}");
     }
+}
+
+/// A source that leaves out what was asked for has not sent the state, whatever it adds up to.
+#[test]
+fn a_pass_that_leaves_something_out_is_refused() {
+    let db = Database::in_memory();
+    let history = HistoryId([1; 16]);
+    let span = Span { history, term: 0, writer: [2; 16], start: Seq(1), end: Seq(9) };
+    let cut = CutMessage {
+        number: 1,
+        time_ms: 0,
+        records: 0,
+        fingerprint: 0,
+        durable: Seq(0),
+        chain: 0,
+        lineage: vec![span],
+    };
+    for (need, is_enough) in [(Need::Anything, false), (Need::NewerThan(Seq(0)), true)] {
+        let mut spool = Spool::new(db.engine(), [3; 16]);
+        spool.begin(cut.clone()).unwrap();
+        let ended = spool.end(0, &Needs::everywhere(need), &[]);
+        assert_eq!(ended.is_ok(), is_enough);
+    }
+    // Nor one that sent more or fewer blocks than it says.
+    let mut spool = Spool::new(db.engine(), [3; 16]);
+    spool.begin(cut).unwrap();
+    assert!(spool.end(1, &Needs::everywhere(Need::NewerThan(Seq(0))), &[]).is_err());
 }

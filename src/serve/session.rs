@@ -452,8 +452,7 @@ impl SourceSession {
             sealer.seal(kind, &payload, out);
         }
         let wants_durable = self.hub.wants_durable(self.id);
-        let is_silent =
-            matches!(self.sending, Sending::Leaves(_)) && planted(Bug::NoBeatAmongLeaves);
+        let is_silent = planted(Bug::NoBeat);
         let is_due = now_ms.saturating_sub(self.beat_ms) >= self.limits.beat_ms;
         if (wants_durable || is_due) && !is_silent {
             self.beat_ms = now_ms;

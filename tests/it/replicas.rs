@@ -127,6 +127,12 @@ fn directories_over_sockets_with_a_key() {
         same(&db, &copy);
         assert_eq!((replica.status().counts.partial, replica.status().counts.full), (1, 0));
     }
+    // At open, as in a service that is always a replica.
+    let source = ReplicaSource::tcp(address.to_string()).key(key());
+    let copy = Database::builder().follow(source).open(dir.file("replica-0")).unwrap();
+    reaches(&copy.replica().unwrap(), &db);
+    same(&db, &copy);
+    drop(copy);
     // Without the key, or with another, nothing is told.
     for source in [
         ReplicaSource::tcp(address.to_string()),

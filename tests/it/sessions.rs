@@ -100,10 +100,11 @@ fn acknowledgements_never_run_ahead() {
     pair.settle(&a, &b);
     fill(&a, 0..20);
     let last = a.position();
+    // A beat goes ahead of what was written.
+    pair.now_ms += 10;
     for turn in 0..20_000 {
-        // A beat goes ahead of what was written.
-        pair.now_ms += 1;
         pair.turn(17).unwrap();
+        pair.now_ms += 1;
         let acked = a.acked(last, AckLevel::Applied);
         assert!(acked == 0 || b.seq() >= last.seq, "{} acked {last}", b.position());
         if acked == 1 {
@@ -141,6 +142,45 @@ fn a_long_transfer_keeps_the_link() {
     }
     assert!(turns * 5 > 2 * options().timeout_ms, "{turns} turns");
     pair.settle(&a, &b);
+    same(&a, &b);
+}
+
+/// (63, I9) A link on which there is nothing to say is no silence.
+#[test]
+fn an_idle_link_stays() {
+    let (a, b) = (filled(10), replica());
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    for _ in 0..100 {
+        pair.now_ms += 5;
+        pair.turn(usize::MAX).unwrap();
+    }
+    assert!(pair.replica.is_streaming());
+}
+
+/// (59, I5) What came and what is here must add up before anything changes; what differs is then sent.
+#[test]
+fn an_install_that_does_not_add_up_is_refused() {
+    let disk = SimDisk::new();
+    let (a, b) = (on(&disk), replica());
+    fill(&a, 0..5_000);
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    drop(pair);
+    b.plant_difference("films", &3_000_u32.to_be_bytes(), b"another");
+    let before = b.position();
+    // A counter, so often that its leaf is the cheaper way.
+    let films = a.keyspace("films").unwrap();
+    for _ in 0..300 {
+        films.insert("counter", vec![7; 10_000]).unwrap();
+    }
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    let ended = (0..1_000).find_map(|_| pair.turn(usize::MAX).err());
+    assert!(ended.is_some());
+    assert_eq!(b.position(), before);
+    let mut pair = Pair::new(&a, &b, pair.replica.into_kept());
+    pair.settle(&a, &b);
+    assert_eq!(pair.replica.caught_up(), Some(SyncKind::Repair));
     same(&a, &b);
 }
 
