@@ -50,6 +50,7 @@ pub use serve::{Primary, PrimaryOptions};
 pub use slice::Slice;
 pub use snapshot::{Snapshot, SnapshotKeyspace};
 pub use stats::{KeyspaceStats, LogStats, Stats};
+pub use storage::directory_info::{DirectoryInfo, HistorySpan};
 pub use storage::file_keyspace::{FileKeyspace, FileRange};
 pub use storage::log_reader::{
     LogEffect, LogEffects, LogEnd, LogReader, LogRecord, LogRecordKind, SegmentBeginning,

@@ -22,6 +22,7 @@ use crate::sync::assert_no_latch;
 
 pub(crate) mod backup;
 pub(crate) mod directory;
+pub(crate) mod directory_info;
 #[cfg(test)]
 mod example_tests;
 pub(crate) mod feed;

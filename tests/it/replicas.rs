@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use stillframe::simulation::SimDisk;
 use stillframe::{
-    AckLevel, Database, Durability, Error, HistoryId, Link, LinkKey, LinkLost, Position, Primary,
-    PrimaryOptions, Replica, ReplicaSource, ReplicaState, ReplicaStatus, Role, SaveOptions, Seq,
-    StalePolicy, SyncRefused,
+    AckLevel, Database, DirectoryInfo, Durability, Error, HistoryId, Link, LinkKey, LinkLost,
+    Position, Primary, PrimaryOptions, Replica, ReplicaSource, ReplicaState, ReplicaStatus, Role,
+    SaveOptions, Seq, StalePolicy, SyncRefused,
 };
 
 use crate::saves::Dir;
@@ -626,4 +626,45 @@ fn a_difference_is_found_and_mended_where_it_is() {
     let repaired = primary.replicas()[0].sent_bytes;
     assert!(repaired < sent / 10, "{repaired} bytes after {sent}");
     copy.check();
+}
+
+#[test]
+fn a_directory_tells_what_it_holds_while_it_is_open() {
+    let dir = Dir::new("info");
+    let [first, second] = [dir.file("first"), dir.file("second")];
+    let db = Database::open(&first).unwrap();
+    let empty = DirectoryInfo::read(&first).unwrap();
+    assert_eq!((empty.role, empty.position), (Role::Primary, Default::default()));
+    assert!(empty.lineage.is_empty());
+    let films = db.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+    let copy = Database::open(&second).unwrap();
+    let replica = copy.follow(within(&primary)).unwrap();
+    films.insert("k", "w").unwrap();
+    reaches(&replica, &db);
+    assert_eq!(primary.wait(db.position(), 1, AckLevel::Durable, LONG).unwrap(), 1);
+    let of_first = DirectoryInfo::read(&first).unwrap();
+    let of_second = DirectoryInfo::read(&second).unwrap();
+    assert_eq!((of_first.role, of_second.role), (Role::Primary, Role::Replica));
+    for info in [&of_first, &of_second] {
+        assert_eq!((info.position, info.torn_bytes), (db.position(), 0));
+        assert_eq!(info.lineage, of_first.lineage);
+        assert_eq!(info.lineage[0].writer, of_first.node);
+        assert_eq!((info.lineage[0].start.0, info.lineage[0].end), (1, db.seq()));
+    }
+    assert_eq!(of_first.dataset, of_second.dataset);
+    assert_ne!(of_first.node, of_second.node);
+    // What a snapshot holds is known without its log.
+    copy.compact_log(SaveOptions::default()).unwrap();
+    let saved = DirectoryInfo::read(&second).unwrap();
+    assert_eq!((saved.snapshot, saved.batches), (Some(db.position()), 0));
+    assert_eq!((saved.position, saved.lineage), (db.position(), of_first.lineage));
+    let promoted = copy.promote().unwrap();
+    let info = DirectoryInfo::read(&second).unwrap();
+    assert_eq!((info.role, info.position), (Role::Primary, promoted));
+    let [before, after] = info.lineage[..] else { panic!("{info:?}") };
+    assert!(after.term > before.term && after.writer == info.node);
+    assert_eq!(before.end.0 + 1, after.start.0);
+    assert!(matches!(DirectoryInfo::read(dir.file("none")), Err(Error::Io { .. })));
 }
