@@ -201,6 +201,32 @@ pub enum LinkLost {
     TooLarge,
 }
 
+impl fmt::Display for LinkLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinkLost::Unreachable(error) => write!(f, "the source can't be reached: {error}"),
+            LinkLost::Lost(error) => write!(f, "the link was lost: {error}"),
+            LinkLost::Silent => f.write_str("nothing was heard for too long"),
+            LinkLost::NoProof => f.write_str("the two sides have not proven the same key"),
+            LinkLost::Protocol(what) => write!(f, "what came makes no sense: {what}"),
+            LinkLost::Stopping => f.write_str("the source stopped"),
+            LinkLost::HandedOver => f.write_str("the source handed over: this is the primary now"),
+            LinkLost::Fenced => {
+                f.write_str("the source is no primary any more: another was promoted")
+            }
+            LinkLost::Differs(Some(fault)) => {
+                write!(f, "what came does not fit what is here: {fault}")
+            }
+            LinkLost::Differs(None) => f.write_str("what came does not fit what is here"),
+            LinkLost::Refused(why) => write!(f, "it does not follow: {why}"),
+            LinkLost::Failed(error) => write!(f, "it failed here: {error}"),
+            LinkLost::SourceFailed => f.write_str("it failed at the source"),
+            LinkLost::Busy => f.write_str("the source takes no more replicas just now"),
+            LinkLost::TooLarge => f.write_str("the source's batches are too large to be taken"),
+        }
+    }
+}
+
 /// How a replica is doing.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
