@@ -1,5 +1,5 @@
 //! The `stillframe` command: looks into snapshot files and logs, makes files from plain data and back, copies and restores
-//! databases, and shows on real input what the engine does.
+//! databases, serves and follows them, and shows on real input what the engine does.
 //!
 //! Results go to standard output, everything else to standard error. One place, [`main`], turns
 //! what a command returned into an exit code; [`EXIT_CODES`] is the promise it keeps.
@@ -8,14 +8,21 @@ mod backup;
 mod demo;
 mod diff;
 mod export;
+mod follow;
 mod import;
 mod inspect;
 mod interrupt;
+mod key;
+mod link;
+mod live;
 mod log;
 mod open;
+mod promote;
 mod read;
 mod save;
+mod serve;
 mod snapshot;
+mod status;
 mod text;
 mod tree;
 mod ui;
@@ -35,10 +42,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    the answer is no: the key is not there, the files differ, the fingerprints differ, something is lost
+  1    the answer is no: the key is not there, the files differ, the fingerprints differ, something is lost, a primary
+       is one already
   2    wrong usage, or something failed; standard error says what
   3    a file is damaged; standard error names it and the offset
-  130  interrupted by Ctrl-C";
+  130  interrupted by Ctrl-C or SIGTERM; serve and follow end with 0";
 
 /// Exit code of an answer that is no.
 const NO: u8 = 1;
@@ -46,7 +54,7 @@ const NO: u8 = 1;
 const FAILED: u8 = 2;
 /// Exit code when the bytes of a file are wrong.
 const DAMAGED: u8 = 3;
-/// Exit code after Ctrl-C: what a shell reports for a process that SIGINT ended.
+/// Exit code after Ctrl-C or SIGTERM: what a shell reports for a process that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
 /// Look into Stillframe databases and snapshot files, make them from plain data, and see the engine at work.
@@ -73,6 +81,11 @@ enum Command {
     Log(log::Log),
     Backup(backup::Backup),
     Restore(backup::Restore),
+    Serve(serve::Serve),
+    Follow(follow::Follow),
+    Promote(promote::Promote),
+    Status(status::Status),
+    Key(key::Key),
     Demo(demo::Demo),
 }
 
@@ -96,6 +109,11 @@ fn main() -> ExitCode {
         Command::Log(log) => log.run(json),
         Command::Backup(backup) => backup.run(json),
         Command::Restore(restore) => restore.run(json),
+        Command::Serve(serve) => serve.run(json),
+        Command::Follow(follow) => follow.run(json),
+        Command::Promote(promote) => promote.run(json),
+        Command::Status(status) => status.run(json),
+        Command::Key(key) => key.run(json),
         Command::Demo(demo) => demo.run(json),
     };
     match result {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use stillframe::{Database, LogReader, LostRange, OpenPhase, OpenReport, RecoveryMode};
+use stillframe::{Builder, Database, LogReader, LostRange, OpenPhase, OpenReport, RecoveryMode};
 
 use crate::{Answer, EXIT_CODES, ui};
 
@@ -78,6 +78,22 @@ fn check_was_database(directory: &Path) -> anyhow::Result<()> {
     bail!("{}: there is nothing of a database in it", directory.display())
 }
 
+/// Opens the database in a directory, or makes one there, as any program would; shows how far that is.
+pub(crate) fn database(directory: &Path) -> stillframe::Result<Database> {
+    with_progress(Database::builder(), directory)
+}
+
+fn with_progress(builder: Builder, directory: &Path) -> stillframe::Result<Database> {
+    let bar = ui::byte_bar(0, "loading");
+    let shown = bar.clone();
+    let builder = builder.on_open_progress(move |progress| {
+        show(&shown, progress.phase, progress.done, progress.total);
+    });
+    let database = builder.open(directory);
+    bar.finish_and_clear();
+    database
+}
+
 impl Open {
     pub(crate) fn run(self, json: bool) -> anyhow::Result<Answer> {
         let mode = match (self.strict, self.salvage) {
@@ -90,15 +106,8 @@ impl Open {
         } else {
             check_is_database(&self.directory)?;
         }
-        let bar = ui::byte_bar(0, "loading");
-        let shown = bar.clone();
         let builder = Database::builder().recovery(mode).save_when_log_exceeds(None);
-        let database = builder.on_open_progress(move |progress| {
-            show(&shown, progress.phase, progress.done, progress.total);
-        });
-        let database = database.open(&self.directory);
-        bar.finish_and_clear();
-        let database = database?;
+        let database = with_progress(builder, &self.directory)?;
         let opened = self.opened(&database);
         let is_whole = opened.lost.is_empty();
         if json {

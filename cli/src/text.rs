@@ -87,7 +87,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// The bytes that `text` spells in hexadecimal.
-fn unhex(text: &str) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn unhex(text: &str) -> anyhow::Result<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
         bail!("{text:?} is not an even number of hexadecimal digits");

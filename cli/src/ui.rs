@@ -35,6 +35,12 @@ pub(crate) fn spinner(doing: &'static str) -> ProgressBar {
     spinner
 }
 
+/// Lines that are replaced in place.
+pub(crate) fn lines() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg}").expect("our own");
+    ProgressBar::new_spinner().with_style(style)
+}
+
 /// Standard output, buffered; call `flush` at the end, or an error there goes unseen.
 pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(64 << 10, io::stdout().lock())
@@ -51,6 +57,12 @@ pub(crate) fn print_json(report: &impl Serialize) -> anyhow::Result<()> {
 /// `3,000,000`
 pub(crate) fn count(count: u64) -> String {
     HumanCount(count).to_string()
+}
+
+/// `3,000,000`, of so many a second.
+#[expect(clippy::cast_possible_truncation, reason = "a count")]
+pub(crate) fn rate(per_s: f64) -> String {
+    count(per_s as u64)
 }
 
 /// `378.12 MB`: units of a thousand, as rates are stated.

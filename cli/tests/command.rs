@@ -3,7 +3,10 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -498,4 +501,279 @@ fn damage_is_named_and_salvaged_and_the_loss_is_listed() {
     assert!(lost["lost"][0]["lost"].as_str().unwrap().starts_with("batches "));
     assert_eq!(shell.json("open db --strict --json")["records"], 2);
     assert!(shell.path().join("db/salvaged/0000000001.log").exists());
+}
+
+/// A command that goes on, and what it says in JSON lines; killed when dropped.
+struct Running {
+    child: Child,
+    lines: Receiver<Value>,
+    last: Value,
+}
+
+/// Whoever has not come so far by then has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Shell {
+    fn start(&self, line: &str) -> Running {
+        // Should the tests be killed, what they started sees the end of its input.
+        let mut command = self.command(&format!("{line} --json --every 50ms --until-eof"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (tell, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap();
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Running { child, lines, last: Value::Null }
+    }
+
+    /// Serves `directory` on any port with the key in the file `key`; also where it listens.
+    fn serve(&self, directory: &str, more: &str) -> (Running, String) {
+        let line = format!("serve {directory} --listen 127.0.0.1:0 --key-file key {more}");
+        let mut serve = self.start(&line);
+        let said = serve.when("that it listens", |said| said["listening"][0].is_string());
+        (serve, said["listening"][0].as_str().unwrap().to_owned())
+    }
+
+    /// Writes `count` records to a database that nobody has open; its last batch then.
+    fn fill(&self, directory: &str, name: &str, count: u32) -> u64 {
+        let database = stillframe::Database::open(self.path().join(directory)).unwrap();
+        let films = database.keyspace("films").unwrap();
+        for n in 0..count {
+            films.insert(format!("{name} {n}"), vec![b'f'; 100]).unwrap();
+        }
+        let seq = database.seq().0;
+        database.close().unwrap();
+        seq
+    }
+}
+
+impl Running {
+    /// Waits until it says what is wanted.
+    fn when(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + PATIENCE;
+        while !is_it(&self.last) {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(said) => self.last = said,
+                Err(why) => panic!("{why}, waited for {what}, last was {}", self.last),
+            }
+        }
+        self.last.clone()
+    }
+
+    /// Waits until it follows and has the batch.
+    fn reaches(&mut self, seq: u64) -> Value {
+        let has = |said: &Value| said["state"] == "streaming" && said["seq"] == seq;
+        self.when(&format!("batch {seq}"), has)
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// Ends it as a crash would.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// The code it ends with when it is told to by `signal`.
+    fn end(mut self, signal: &str) -> Option<i32> {
+        self.signal(signal);
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Position and fingerprint, as a node has told them.
+fn state(said: &Value) -> (&Value, &Value, &Value) {
+    (&said["history"], &said["seq"], &said["fingerprint"])
+}
+
+#[cfg(unix)]
+#[test]
+fn replicas_follow_over_tcp_and_unix_sockets_and_one_another() {
+    let shell = Shell::new();
+    shell.expect(0, "key key");
+    assert!(shell.fail(2, "key key").contains("create key"));
+    let seq = shell.fill("primary", "first", 2_000);
+    let (mut primary, address) = shell.serve("primary", "--listen unix:socket");
+    let follow = |name: &str, more: &str| {
+        shell.start(&format!("follow {name} --key-file key --name of-{name} {more}"))
+    };
+    let mut tcp = follow("tcp", &format!("--from {address} --listen unix:passed-on"));
+    let mut unix = follow("unix", "--from unix:socket");
+    let mut chained = follow("chained", "--from unix:passed-on");
+    let of_primary = primary.last.clone();
+    for replica in [&mut tcp, &mut unix, &mut chained] {
+        let said = replica.reaches(seq);
+        assert_eq!(state(&said), state(&of_primary));
+        // More than one where the source had nothing yet itself.
+        assert!(said["counts"]["full"].as_u64() >= Some(1) && said["lag"] == 0, "{said}");
+    }
+    let has_two = |said: &Value| {
+        let replicas = said["replicas"].as_array().unwrap();
+        replicas.iter().filter(|replica| replica["applied_seq"] == seq).count() == 2
+    };
+    let said = primary.when("two replicas", has_two);
+    let names: Vec<_> = (0..2).map(|at| said["replicas"][at]["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"of-tcp") && names.contains(&"of-unix"), "{said}");
+    assert_eq!(said["replicas"][0]["caught_up"], "full");
+    tcp.when("a replica of its own", |said| said["replicas"][0]["name"] == "of-chained");
+
+    // All of them are open, and can be asked all the same.
+    for (name, role) in [("primary", "primary"), ("tcp", "replica"), ("chained", "replica")] {
+        let status = shell.json(&format!("status {name} --json"));
+        assert_eq!(status["role"], role, "{status}");
+        assert_eq!(status["dataset"], shell.json("status primary --json")["dataset"]);
+    }
+    assert!(shell.fail(2, "promote tcp").contains("locked"));
+    assert_eq!(chained.end("-TERM"), Some(0));
+    assert_eq!(unix.end("-INT"), Some(0));
+    drop(tcp.child.stdin.take());
+    assert_eq!(tcp.child.wait().unwrap().code(), Some(0));
+    assert_eq!(primary.end("-TERM"), Some(0));
+    assert!(!shell.path().join("socket").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn without_the_key_nothing_is_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let shell = Shell::new();
+    for name in ["key", "other", "public", "short"] {
+        shell.expect(0, &format!("key {name}"));
+    }
+    shell.fill("primary", "secret", 10);
+    let (primary, address) = shell.serve("primary", "");
+    for key in ["--key-file other", ""] {
+        let mut replica = shell.start(&format!("follow replica --from {address} {key}"));
+        let said = replica.when("why it is not let in", |said| said["last_end"].is_string());
+        assert!(said["last_end"].as_str().unwrap().contains("key"), "{said}");
+        assert_eq!((&said["seq"], &said["links"].as_u64().is_some()), (&0.into(), &true));
+    }
+    assert_eq!(primary.last["replicas"], serde_json::json!([]));
+    let public = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(shell.path().join("public"), public).unwrap();
+    fs::write(shell.path().join("short"), "c0ffee").unwrap();
+    for (file, why) in [("public", "chmod 600"), ("short", "64 hexadecimal"), ("none", "none")] {
+        for line in ["serve primary --listen 127.0.0.1:0", "follow new --from 127.0.0.1:1"] {
+            let message = shell.fail(2, &format!("{line} --key-file {file}"));
+            assert!(message.contains(why) && !message.contains("c0ffee"), "{message}");
+        }
+    }
+    assert!(!shell.path().join("new").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn both_sides_are_killed_and_go_on_without_a_full_sync() {
+    let shell = Shell::new();
+    shell.expect(0, "key key");
+    let seq = shell.fill("primary", "first", 2_000);
+    let (primary, _) = shell.serve("primary", "--listen unix:socket");
+    let line = "follow replica --from unix:socket --key-file key";
+    let mut replica = shell.start(line);
+    replica.reaches(seq);
+
+    // The replica finds its primary again, and what that wrote meanwhile.
+    primary.kill();
+    replica.when("that it is gone", |said| said["state"] == "connecting");
+    let seq = shell.fill("primary", "second", 500);
+    let (primary, _) = shell.serve("primary", "--listen unix:socket");
+    let said = replica.reaches(seq);
+    assert_eq!(state(&said), state(&primary.last));
+    let counts = (&said["counts"]["full"], &said["counts"]["partial"]);
+    assert_eq!((counts, &said["caught_up"]), ((&1.into(), &1.into()), &"partial".into()));
+    assert!(said["links"].as_u64().unwrap() >= 2, "{said}");
+
+    // What its log had not stored yet comes again.
+    replica.kill();
+    let mut replica = shell.start(line);
+    let said = replica.reaches(seq);
+    assert_eq!(state(&said), state(&primary.last));
+    assert_eq!(said["counts"]["full"], 0);
+    assert_eq!(replica.end("-TERM"), Some(0));
+    assert_eq!(primary.end("-TERM"), Some(0));
+    let seq = shell.fill("primary", "third", 10);
+    let (primary, _) = shell.serve("primary", "--listen unix:socket");
+    let mut replica = shell.start(line);
+    let said = replica.reaches(seq);
+    assert_eq!(state(&said), state(&primary.last));
+    assert_eq!(said["counts"]["full"], 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_replica_is_promoted_and_the_old_primary_gives_up_what_it_wrote_alone() {
+    let shell = Shell::new();
+    shell.expect(0, "key key");
+    let seq = shell.fill("first", "both", 100);
+    let (primary, address) = shell.serve("first", "");
+    let mut replica = shell.start(&format!("follow second --from {address} --key-file key"));
+    replica.reaches(seq);
+    assert_eq!(replica.end("-TERM"), Some(0));
+    assert_eq!(primary.end("-TERM"), Some(0));
+    let before = shell.json("status second --json");
+    assert_eq!((&before["role"], &before["seq"]), (&"replica".into(), &seq.into()));
+    assert!(shell.expect(0, "status second").contains("until it is promoted"));
+
+    // Both write.
+    shell.fill("first", "alone", 50);
+    let promoted = shell.json("promote second --json");
+    assert_eq!((&promoted["promoted"], &promoted["seq"]), (&true.into(), &(seq + 1).into()));
+    assert!(shell.expect(1, "promote second").contains("a primary already"));
+    assert!(shell.expect(1, "promote first").contains("a primary already"));
+    let after = shell.json("status second --json");
+    assert_eq!(after["role"], "primary");
+    assert!(after["term"].as_u64() > before["term"].as_u64(), "{after}");
+    assert_eq!(after["lineage"].as_array().unwrap().last().unwrap()["writer"], after["node"]);
+    let seq = shell.fill("second", "new", 10);
+
+    let (primary, address) = shell.serve("second", "");
+    let line = format!("follow first --from {address} --key-file key");
+    let mut old = shell.start(&line);
+    let said = old.reaches(seq);
+    assert_eq!(state(&said), state(&primary.last));
+    assert_eq!(said["caught_up"], "rewind");
+    assert_eq!(old.end("-TERM"), Some(0));
+    assert_eq!(shell.json("status first --json")["role"], "replica");
+
+    // What has nothing in common is given up when that is said, and not before.
+    shell.fill("stranger", "other", 10);
+    let line = format!("follow stranger --from {address} --key-file key");
+    let mut stranger = shell.start(&line);
+    let said = stranger.when("that it does not follow", |said| said["refused"].is_string());
+    assert_eq!(said["state"], "refused");
+    assert_eq!(stranger.end("-TERM"), Some(0));
+    let mut stranger = shell.start(&format!("{line} --resync"));
+    let said = stranger.reaches(seq);
+    assert_eq!(state(&said), state(&primary.last));
+    assert_eq!(said["caught_up"], "full");
+}
+
+#[test]
+fn what_is_no_database_is_neither_served_nor_promoted() {
+    let shell = Shell::new();
+    for line in ["serve nowhere --listen 127.0.0.1:0", "promote nowhere", "status nowhere"] {
+        assert!(shell.fail(2, line).contains("nowhere/identity"), "{line}");
+    }
+    for line in ["serve .", "serve . --listen here", "follow a", "follow a --from unix:"] {
+        assert_eq!(shell.run(line).status.code(), Some(2), "{line}");
+    }
+    assert_eq!(shell.names(), [""; 0]);
 }
