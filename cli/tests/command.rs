@@ -378,6 +378,13 @@ fn check_demo(report: &Value) {
         }
     }
     assert_eq!(report["fingerprints_equal"], true);
+    let replica = &report["replica"];
+    for field in ["full_sync_ms", "full_sync_bytes", "restart_ms", "lag_us", "lag_p99_us"] {
+        assert!(replica[field].as_f64().unwrap() > 0.0, "{field} in {report}");
+    }
+    let how = replica["restart_caught_up"].as_str().unwrap();
+    assert!(["partial", "delta"].contains(&how), "{report}");
+    assert_eq!((&replica["restart_full_syncs"], &replica["equal"]), (&0.into(), &true.into()));
 }
 
 #[test]

@@ -31,13 +31,14 @@ impl Histogram {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    pub(crate) fn count(&self) -> u64 {
-        self.count
-    }
-
     /// All that was recorded, one after the other.
     pub(crate) fn sum(&self) -> Duration {
         Duration::from_nanos(self.sum_ns)
+    }
+
+    /// How many there were a second.
+    pub(crate) fn per_s(&self) -> f64 {
+        if self.sum_ns > 0 { (self.count as f64 / self.sum().as_secs_f64()).round() } else { 0.0 }
     }
 
     pub(crate) fn max(&self) -> Duration {
@@ -102,6 +103,6 @@ mod tests {
         assert_eq!(histogram.max(), Duration::from_millis(1));
         assert_eq!(histogram.quantile(1_000), histogram.max());
         assert_eq!(histogram.sum(), Duration::from_micros(500_500));
-        assert_eq!(histogram.count(), 1_000);
+        assert_eq!(histogram.count, 1_000);
     }
 }

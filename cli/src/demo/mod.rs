@@ -1,7 +1,7 @@
 //! `stillframe demo`: the engine's main job on real input, measured.
 //!
 //! Load, write from one thread, take a still, save it while the writer goes on, open the file in
-//! place and loaded, compare fingerprints. [`report`] says how each figure is measured; that is
+//! place and loaded, compare fingerprints; then the same with a replica in another process. [`report`] says how each figure is measured; that is
 //! part of what the output promises. Everything is made in one temporary directory, which goes
 //! with the command, failed and interrupted ones included.
 
@@ -10,6 +10,7 @@ mod made;
 mod memory;
 mod place;
 mod random;
+mod replica;
 mod report;
 mod sources;
 mod writer;
@@ -25,6 +26,7 @@ use stillframe::{Database, Keyspace, SaveOptions, SaveReport, SnapshotFile};
 use crate::{Answer, EXIT_CODES, interrupt, save, ui};
 use made::Made;
 use memory::PeakSampler;
+use replica::Replicated;
 use report::Report;
 use sources::Sources;
 use writer::{Phase, Workload, Writer};
@@ -42,7 +44,7 @@ const BETWEEN_CUTS: Duration = Duration::from_micros(200);
 /// How long dropped cuts may take to leave nothing behind, before the demo goes on all the same.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Load real data, save it while a writer runs at full speed, and measure all of it
+/// Load real data, save it while a writer runs at full speed, replicate it to another process, and measure all of it
 ///
 /// Reads every file below PATH, or makes records with --keys. Writes only to a temporary directory,
 /// and removes that again.
@@ -111,7 +113,7 @@ impl Demo {
         } else {
             report.print()?;
         }
-        Ok(if report.fingerprints_equal { Answer::Yes } else { Answer::No })
+        Ok(if report.all_equal() { Answer::Yes } else { Answer::No })
     }
 }
 
@@ -160,8 +162,10 @@ fn measure(records: Records, dir: Option<PathBuf>) -> anyhow::Result<Report> {
         writer::run(&keyspace, &workload, |writer| watch(&database, writer, &beside))?;
     let saved_idle = save_idle(&database, &directory.path().join("idle.still"))?;
     let reopened = reopen(&beside, &workload.any_key(), &watched)?;
+    std::fs::remove_file(&beside).with_context(|| format!("removing {}", beside.display()))?;
+    let replicated = replica::replicate(&database, &keyspace, &workload, directory.path())?;
     directory.close().context("removing the temporary directory")?;
-    Ok(Report::new(source, &loaded, &watched, &recorded, &saved_idle, &reopened))
+    Ok(Report::new(source, &loaded, &watched, &recorded, &saved_idle, &reopened, &replicated))
 }
 
 /// Everything that is measured while the writer runs.

@@ -8,7 +8,7 @@ use stillframe::SaveReport;
 
 use super::histogram::Histogram;
 use super::writer::Recorded;
-use super::{Loaded, Reopened, Watched};
+use super::{Loaded, Reopened, Replicated, Watched};
 use crate::ui;
 
 /// How each figure was measured; printed with the figures.
@@ -19,7 +19,10 @@ writes. writer: one thread that overwrites random existing records without pause
 made before; 3 s idle, then from the still to the end of its save. extra memory: growth of the
 resident set during that save, sampled every 5 ms. rates: raw bytes over time, sync included. open in
 place: open and first get. fingerprints: of the still, the saved file, the file as verified, and the
-database loaded from it.";
+database loaded from it. replica: `stillframe follow` in a process of its own, in a directory, over
+TCP with a key; the writer writes 10 MB/s meanwhile. full sync: from the start of that process to its
+first whole state. killed: by SIGKILL, and started again 0.5 s later; from then until it was in step
+again. lag: from a batch to the replica's word that it can be read there.";
 
 /// All figures; the field names of the JSON object are part of what the command promises.
 #[derive(Serialize)]
@@ -40,7 +43,41 @@ pub(crate) struct Report {
     file_bytes: u64,
     open_in_place_ms: f64,
     load_mb_per_s: f64,
-    pub(crate) fingerprints_equal: bool,
+    fingerprints_equal: bool,
+    replica: Replica,
+}
+
+/// What the replica did.
+#[derive(Serialize)]
+struct Replica {
+    full_sync_ms: f64,
+    full_sync_bytes: u64,
+    missed: u64,
+    restart_ms: f64,
+    restart_caught_up: String,
+    restart_full_syncs: u64,
+    lag_us: f64,
+    lag_p99_us: f64,
+    writes_per_s: f64,
+    equal: bool,
+}
+
+impl Replica {
+    fn of(replicated: &Replicated) -> Self {
+        let ms = |duration: Duration| round(duration.as_secs_f64() * 1e3);
+        Replica {
+            full_sync_ms: ms(replicated.full_sync),
+            full_sync_bytes: replicated.full_sync_bytes,
+            missed: replicated.missed,
+            restart_ms: ms(replicated.restart),
+            restart_caught_up: replicated.caught_up.clone(),
+            restart_full_syncs: replicated.full_syncs_after_restart,
+            lag_us: micros(replicated.lag),
+            lag_p99_us: micros(replicated.lag_p99),
+            writes_per_s: replicated.writes_per_s,
+            equal: replicated.equal,
+        }
+    }
 }
 
 /// What the writer's operations took during one phase.
@@ -57,7 +94,7 @@ impl Latencies {
     fn of(histogram: &Histogram) -> Self {
         Latencies {
             // Latencies follow each other without a gap, so their sum is the time that passed.
-            ops_per_s: ratio(histogram.count() as f64, histogram.sum().as_secs_f64()).round(),
+            ops_per_s: histogram.per_s(),
             p50_us: micros(histogram.quantile(500)),
             p99_us: micros(histogram.quantile(990)),
             p999_us: micros(histogram.quantile(999)),
@@ -74,6 +111,7 @@ impl Report {
         recorded: &Recorded,
         saved_idle: &SaveReport,
         reopened: &Reopened,
+        replicated: &Replicated,
     ) -> Self {
         let per_record = |bytes: u64| round(ratio(bytes as f64, loaded.records as f64));
         let rate = |took: Duration| round(ratio(loaded.raw_bytes as f64 / 1e6, took.as_secs_f64()));
@@ -95,7 +133,13 @@ impl Report {
             open_in_place_ms: round(reopened.open_in_place.as_secs_f64() * 1e3),
             load_mb_per_s: rate(reopened.load),
             fingerprints_equal: reopened.fingerprints_equal,
+            replica: Replica::of(replicated),
         }
+    }
+
+    /// Whether all that was to be equal is.
+    pub(crate) fn all_equal(&self) -> bool {
+        self.fingerprints_equal && self.replica.equal
     }
 
     /// The table, on standard output.
@@ -142,8 +186,32 @@ impl Report {
         line("load", format!("{:.0} MB/s", self.load_mb_per_s))?;
         let equal = if self.fingerprints_equal { "equal" } else { "DIFFERENT" };
         line("fingerprints", equal.to_owned())?;
+        self.replica.lines().try_for_each(|(name, text)| line(name, text))?;
         writeln!(out, "\n{METHOD}")?;
         Ok(out.flush()?)
+    }
+}
+
+impl Replica {
+    fn lines(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let took = |ms: f64| ui::micros(ms * 1e3);
+        let (rate, bytes) = (ui::rate(self.writes_per_s), ui::bytes(self.full_sync_bytes));
+        let how = match self.restart_caught_up.as_str() {
+            _ if self.restart_full_syncs > 0 => "IN FULL",
+            "partial" => "by records, not in full",
+            "delta" => "by changed leaves, not in full",
+            _ => "in another way",
+        };
+        let missed = ui::batches(self.missed);
+        let equal = if self.equal { "its position and fingerprint equal" } else { "DIFFERENT" };
+        [
+            ("replica", format!("another process, over TCP, beside {rate} writes/s")),
+            ("  full sync", format!("{}, {bytes}", took(self.full_sync_ms))),
+            ("  killed", format!("{missed} missed, caught up {how}, {}", took(self.restart_ms))),
+            ("  lag", format!("{}, p99 {}", ui::micros(self.lag_us), ui::micros(self.lag_p99_us))),
+            ("  at the end", equal.to_owned()),
+        ]
+        .into_iter()
     }
 }
 

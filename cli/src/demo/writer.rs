@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stillframe::Keyspace;
 
@@ -15,6 +15,10 @@ use super::histogram::Histogram;
 use super::made::{self, KEY_LEN};
 use super::random::mix;
 use super::sources;
+
+/// Keys and values a second that are written beside a replica: so much that two processors serve both, and that
+/// it has to keep up.
+pub(crate) const PACE: f64 = 10e6;
 
 /// What the writer overwrites, and by what.
 pub(crate) enum Workload {
@@ -28,6 +32,8 @@ pub(crate) enum Phase {
     Unrecorded,
     Idle,
     Saving,
+    /// At [`PACE`].
+    Beside,
     Stop,
 }
 
@@ -35,6 +41,8 @@ pub(crate) enum Phase {
 pub(crate) struct Recorded {
     pub(crate) idle: Histogram,
     pub(crate) saving: Histogram,
+    /// Beside a replica.
+    pub(crate) beside: Histogram,
 }
 
 /// The writer as who watches it sees it; stops when dropped.
@@ -78,21 +86,47 @@ fn overwrite(
     workload: &Workload,
     phase: &AtomicUsize,
 ) -> anyhow::Result<Recorded> {
-    let mut histograms = [Histogram::new(), Histogram::new(), Histogram::new()];
+    let mut histograms = [(); 4].map(|()| Histogram::new());
     let mut picker = Picker { random: 1, cursor: 0, key: [0; KEY_LEN] };
     let mut last = Instant::now();
+    let mut pace = None;
     loop {
         let phase = phase.load(Ordering::Relaxed); // Relaxed: it carries no data
         if phase == Phase::Stop as usize {
-            let [_, idle, saving] = histograms;
-            return Ok(Recorded { idle, saving });
+            let [_, idle, saving, beside] = histograms;
+            return Ok(Recorded { idle, saving, beside });
         }
         let (key, value) = picker.pick(workload);
         keyspace.insert(key, value)?;
+        if phase == Phase::Beside as usize {
+            pace.get_or_insert_with(Pace::new).wrote(key.len() + value.len());
+        }
         let now = Instant::now();
         let ns = u64::try_from((now - last).as_nanos()).unwrap_or(u64::MAX);
         histograms[phase].record(ns);
         last = now;
+    }
+}
+
+/// Holds the writer back.
+struct Pace {
+    began: Instant,
+    bytes: f64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Pace { began: Instant::now(), bytes: 0.0 }
+    }
+
+    /// Waits until it was time for what was written, if that is more than a sleep takes.
+    fn wrote(&mut self, bytes: usize) {
+        self.bytes += bytes as f64;
+        let due = Duration::from_secs_f64(self.bytes / PACE);
+        let early = due.saturating_sub(self.began.elapsed());
+        if early > Duration::from_millis(1) {
+            thread::sleep(early);
+        }
     }
 }
 
