@@ -32,7 +32,7 @@ use crate::stats::{KeyspaceStats, LogStats, Stats};
 use crate::storage::Disk;
 use crate::storage::directory::Directory;
 use crate::storage::load::{load_file, load_stream};
-use crate::storage::log::{Log, Start};
+use crate::storage::log::{Log, SUSPENDED, Start};
 use crate::storage::memory_disk::MemoryDisk;
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
 use crate::storage::segment::Spare;
@@ -42,7 +42,7 @@ use crate::sync::{AtomicU64, Mutex};
 use crate::tree::{
     BatchOp, Bulk, Changes, Condition, Pass, PointWrite, RangeDelete, Tree, Written, new_value,
 };
-use crate::{Error, MAX_KEYSPACE_NAME_LEN, Result};
+use crate::{Error, LogFailure, MAX_KEYSPACE_NAME_LEN, Result};
 
 /// An ordered key-value database in memory: a cheap handle that any thread may clone and use.
 ///
@@ -491,15 +491,13 @@ impl Database {
     /// [`Error::NoLog`], [`Error::LogFailed`].
     pub fn persist(&self, level: Durability) -> Result<Seq> {
         self.engine.check_level(Some(level))?;
-        let commit = &self.engine.tree.commit;
-        let seq = commit.position().seq;
-        let Some(log) = &self.engine.log else { return Ok(seq) };
-        match level {
-            Durability::Memory => Ok(seq),
-            Durability::Os => log.write_out(commit, seq).map(|()| log.written()),
-            Durability::Periodic(_) | Durability::Sync => {
-                log.sync(commit, seq).map(|()| log.durable())
+        match self.engine.persist(level) {
+            // A state that came from elsewhere is shown, and on its way to the disk.
+            Err(failure) if failure.op == SUSPENDED => {
+                self.engine.saver.iter().for_each(|saver| saver.settle());
+                self.engine.persist(level)
             }
+            reached => reached,
         }
         .map_err(Error::LogFailed)
     }
@@ -593,6 +591,19 @@ impl Engine {
         };
         self.signals.committed();
         reached
+    }
+
+    fn persist(&self, level: Durability) -> std::result::Result<Seq, LogFailure> {
+        let commit = &self.tree.commit;
+        let seq = commit.position().seq;
+        let Some(log) = &self.log else { return Ok(seq) };
+        match level {
+            Durability::Memory => Ok(seq),
+            Durability::Os => log.write_out(commit, seq).map(|()| log.written()),
+            Durability::Periodic(_) | Durability::Sync => {
+                log.sync(commit, seq).map(|()| log.durable())
+            }
+        }
     }
 
     /// Whether it takes writes.

@@ -339,6 +339,11 @@ impl Saver {
         self.begin_installed(&mut state, dataset)
     }
 
+    /// Returns when no save runs, and no state is on its way into the directory.
+    pub(crate) fn settle(&self) {
+        drop(self.state.lock());
+    }
+
     /// Makes the directory that of a state that was installed.
     fn begin_installed(&self, state: &mut State, dataset: [u8; 16]) -> Result<SaveReport> {
         let directory = &self.log.directory;

@@ -177,7 +177,7 @@ pub enum LinkLost {
     Lost(String),
     /// The source said nothing for too long.
     Silent,
-    /// The source has not proven the key, or found that this node hasn't.
+    /// The source has not proven the key.
     NoProof,
     /// What came makes no sense, or the source said so of what it got.
     Protocol(String),
@@ -585,6 +585,7 @@ impl Following {
             Watched { session, following, stage: None }
         };
         let (watched, end) = drive(link, &how, &signal, begin);
+        let has_met = watched.is_some();
         let (refused, fault, kept) = match watched {
             Some(Watched { session, .. }) => (session.refused, session.fault, session.kept),
             None => (None, None, kept.take().unwrap_or_default()),
@@ -600,6 +601,10 @@ impl Following {
             (_, LinkEnd::Silent | LinkEnd::Session(Ended::By(Reason::Silent, _))) => {
                 LinkLost::Silent
             }
+            // Who finds that the other has not the key says nothing to him.
+            (_, LinkEnd::Lost(None)) if !has_met => LinkLost::Lost(
+                "the other side ended it and did not say who it is: it may have another key".into(),
+            ),
             (_, LinkEnd::Lost(error)) => lost(error),
             (_, LinkEnd::Fault(fault)) => fault_told(&fault),
             (_, LinkEnd::Session(Ended::Failed(Error::Closed | Error::Poisoned))) => {

@@ -40,6 +40,9 @@ const MARK_EVERY: u64 = 64 << 10;
 /// Room for the marks that may come between two promises of room.
 const MARKS: u64 = 4 << 10;
 
+/// What a log does not do while another state takes the place of the one that it leads to: this passes.
+pub(crate) const SUSPENDED: &str = "go on in";
+
 type Outcome<T> = std::result::Result<T, LogFailure>;
 
 /// See the file's head.
@@ -490,7 +493,7 @@ impl Log {
     pub(crate) fn suspend(&self, commit: &Commit) {
         let mut writer = lock(&self.writer);
         let cause = std::io::Error::other("another state takes the place of the present");
-        let failure = LogFailure::new("go on in", &self.directory.path, cause);
+        let failure = LogFailure::new(SUSPENDED, &self.directory.path, cause);
         self.fail(&mut writer, commit, &failure);
     }
 

@@ -596,6 +596,8 @@ fn a_transfer_goes_on_where_it_was_cut() {
             links > 3 && read < 2 * bytes.len() + 20_000 * links,
             "{links} links, {read} bytes"
         );
+        // It is shown before it is on the disk.
+        until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
         let left: Vec<_> =
             disk.files().into_iter().filter(|path| path.ends_with("spool")).collect();
         assert!(left.is_empty(), "{left:?}");
