@@ -12,9 +12,9 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
-use crate::commit::{CATALOGUE, Commit, Cut, Holder, KeyspaceSlot, Role, Room, Standing, View};
+use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot, Role, View};
 use crate::follow::Following;
-use crate::format::log::Fence;
+#[cfg(feature = "simulation")]
 use crate::install::Arrival;
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
@@ -22,20 +22,18 @@ use crate::keyspace::{Keyspace, Place};
 use crate::open::{Catalogue, Content, OnDisk};
 use crate::options::{BacklogSize, Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
-use crate::position::{HistoryId, Position, Seq};
+use crate::position::{Position, Seq};
 use crate::progress::OpenReport;
+use crate::roles::Attendant;
 use crate::saver::{SaveThread, Saver};
 use crate::serve::hub::Hub;
 use crate::serve::signal::Signals;
 use crate::snapshot::Snapshot;
 use crate::stats::{KeyspaceStats, LogStats, Stats};
 use crate::storage::Disk;
-use crate::storage::directory::Directory;
 use crate::storage::load::{load_file, load_stream};
-use crate::storage::log::{Log, SUSPENDED, Start};
-use crate::storage::memory_disk::MemoryDisk;
+use crate::storage::log::{Log, SUSPENDED};
 use crate::storage::save::{SaveHandle, SaveOptions, SaveReport};
-use crate::storage::segment::Spare;
 use crate::storage::snapshot_file::SnapshotFile;
 use crate::storage::source;
 use crate::sync::{AtomicU64, Mutex};
@@ -78,54 +76,25 @@ pub(crate) struct Engine {
     log: Option<Arc<Log>>,
     /// What a write waits for that doesn't say.
     durability: Durability,
-    saver: Option<Arc<Saver>>,
+    pub(crate) saver: Option<Arc<Saver>>,
     /// Where there is no log: what replicas have not read yet, from the first one on.
-    backlog: OnceLock<Arc<Log>>,
-    backlog_size: BacklogSize,
+    pub(crate) backlog: OnceLock<Arc<Log>>,
+    pub(crate) backlog_size: BacklogSize,
     /// Signs the histories that begin here.
     pub(crate) node: [u8; 16],
     /// Where there is no directory.
-    dataset: Mutex<[u8; 16]>,
+    pub(crate) own_dataset: Mutex<[u8; 16]>,
     /// Counts states that were put in the place of the present, twice each: odd while one is.
     ///
     /// Release when set, acquire when read: who finds it even and unchanged has read one state's line and data set.
-    installs: AtomicU64,
+    pub(crate) installs: AtomicU64,
     pub(crate) hub: Arc<Hub>,
     pub(crate) signals: Signals,
-    following: Mutex<Option<Arc<Following>>>,
-    attendants: Mutex<Vec<Weak<dyn Attendant>>>,
+    pub(crate) following: Mutex<Option<Arc<Following>>>,
+    pub(crate) attendants: Mutex<Vec<Weak<dyn Attendant>>>,
     save_thread: Option<SaveThread>,
     /// What was found when it was opened.
     report: Option<OpenReport>,
-}
-
-/// Makes room in a log that lives in memory.
-struct Backlog {
-    log: Arc<Log>,
-    size: BacklogSize,
-}
-
-impl Room for Backlog {
-    fn make_room(&self, commit: &Commit, len: u64) -> Result<()> {
-        self.log.make_room(commit, len)?;
-        let leased = self.log.leased_after();
-        let (_, mut bytes) = self.log.size();
-        for closed in self.log.closed() {
-            let is_read = leased.is_none_or(|leased| closed.last <= leased);
-            if bytes <= if is_read { self.size.usual } else { self.size.most } {
-                break;
-            }
-            bytes -= closed.bytes;
-            self.log.prune(closed.ordinal)?;
-        }
-        Ok(())
-    }
-}
-
-/// Who does something for a database on threads of its own, which end when that does.
-pub(crate) trait Attendant: Send + Sync {
-    /// The database is closed, or has been dropped: nothing more is to be done, and nobody waits for that.
-    fn end(&self);
 }
 
 /// The thread that frees what dropped stills leave behind.
@@ -187,7 +156,7 @@ impl Database {
             backlog: OnceLock::new(),
             backlog_size: builder.backlog,
             node,
-            dataset: Mutex::new(random_id()?),
+            own_dataset: Mutex::new(random_id()?),
             installs: AtomicU64::new(0),
             hub: Arc::default(),
             signals: Signals::default(),
@@ -604,188 +573,6 @@ impl Engine {
                 log.sync(commit, seq).map(|()| log.durable())
             }
         }
-    }
-
-    /// Whether it takes writes.
-    pub(crate) fn is_primary(&self) -> bool {
-        self.tree.commit.role() == Role::Primary
-    }
-
-    /// What it has in common with its copies and replicas, whatever they hold.
-    pub(crate) fn dataset(&self) -> [u8; 16] {
-        match &self.log {
-            Some(log) => log.directory.identity().dataset,
-            None => *self.dataset.lock(),
-        }
-    }
-
-    /// The log that replicas are sent: that of the directory, or one in memory, which begins when it is first asked for.
-    pub(crate) fn source_log(&self) -> Result<&Arc<Log>> {
-        if let Some(log) = self.log.as_ref().or_else(|| self.backlog.get()) {
-            return Ok(log);
-        }
-        let directory = Directory::claim(Arc::new(MemoryDisk::default()), Path::new("/"))?;
-        directory.go_on_anew(self.dataset());
-        let (mut directory, size) = (Some(directory), self.backlog_size);
-        self.tree.commit.attach_log_now(|base| {
-            let start = Start { base, previous: None, closed: Vec::new(), next_ordinal: 1 };
-            let directory = directory.take().expect("made once");
-            let log = Arc::new(Log::new(directory, size.segment, start, None));
-            let backlog = self.backlog.get_or_init(|| Arc::clone(&log));
-            Arc::new(Backlog { log: Arc::clone(backlog), size })
-        });
-        Ok(self.backlog.get().expect("it was just made"))
-    }
-
-    /// See [`Database::promote`].
-    pub(crate) fn promote(&self) -> Result<Position> {
-        let Engine { tree, log, .. } = self;
-        if tree.commit.role() == Role::Primary {
-            return Ok(tree.commit.position());
-        }
-        self.stop_following();
-        let history = HistoryId(random_id()?);
-        let now_ms = tree.clock().now_ms();
-        let fence = log.as_ref().map(|log| log.directory.fence()).transpose()?.flatten();
-        let heard = self.hub.term(&[]).max(fence.map_or(0, |fence| fence.term));
-        let position = tree.commit.with_room(|| tree.commit.begin_term(history, heard, now_ms))?;
-        let position = position.expect("it has its body");
-        if let Some(log) = log {
-            let synced = log.sync(&tree.commit, position.seq);
-            synced.map_err(|failure| Error::NotDurable { position, failure })?;
-        }
-        if let (Some(backlog), true) = (self.backlog.get(), planted(Bug::PromoteDropsLog)) {
-            backlog.restart(&tree.commit, None)?;
-        }
-        // Whom it followed is not between its replicas and their primary any more.
-        self.hub.set_path(Vec::new());
-        tree.commit.set_role(Role::Primary);
-        Ok(position)
-    }
-
-    /// Takes no more writes: another was promoted, in a term of this rank. What it has written since, it keeps.
-    ///
-    /// # Errors
-    /// [`Error::Io`]: it takes none all the same, up to when it is opened again.
-    pub(crate) fn fence(&self, term: u64, history: HistoryId) -> Result<()> {
-        self.tree.commit.set_role(Role::Replica);
-        self.hub.heard_term(term);
-        match &self.log {
-            Some(log) if !planted(Bug::FenceForgotten) => {
-                log.directory.set_fence(Fence { term, history })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Begins a history of `writer`'s, another node's, which alone writes from then on. Writers wait at the gate. It is shown to replicas once it is on
-    /// the disk, and not before: else both might write.
-    pub(crate) fn hand_to(&self, writer: [u8; 16]) -> Result<Position> {
-        let (tree, log) = (&self.tree, self.source_log()?);
-        if let Some(log) = &self.log {
-            // What it was copied from gives no right to write any more.
-            log.directory.follows()?;
-        }
-        let term = self.hub.term(&tree.commit.standing().lineage).saturating_add(1);
-        let (history, now_ms) = (HistoryId(random_id()?), tree.clock().now_ms());
-        log.show_up_to(Some(tree.commit.position().seq));
-        let handed = tree.commit.with_room(|| tree.commit.hand_to(writer, history, term, now_ms));
-        let position = match handed {
-            Ok(position) => position.expect("it has its body"),
-            Err(error) => {
-                log.show_up_to(None);
-                return Err(error);
-            }
-        };
-        // If it can't be synced it is never shown: nobody writes, until somebody is promoted.
-        log.sync(&tree.commit, position.seq)
-            .map_err(|failure| Error::NotDurable { position, failure })?;
-        log.show_up_to(None);
-        self.signals.committed();
-        Ok(position)
-    }
-
-    /// Saves what is about to be given up, beside the database: a snapshot file in the folder `aside`, named by its history and Seq. Of those there are
-    /// the newest stay. A database in memory has no place for it.
-    pub(crate) fn set_aside(&self, own: &Standing) -> Result<()> {
-        let Some(log) = &self.log else { return Ok(()) };
-        let directory = &log.directory;
-        let name = format!("{}-{:020}.snap", own.position.history, own.position.seq);
-        let path = directory.aside(&name)?;
-        let pass = Pass::take(&self.tree, Holder::Save)?;
-        let cut = source::Cut::of(pass.cut());
-        let disk = Arc::clone(&directory.disk);
-        SaveHandle::start(disk, &path, pass, cut, &SaveOptions::default())?.wait()?;
-        Ok(())
-    }
-
-    /// Whom it follows.
-    pub(crate) fn following(&self) -> Option<Arc<Following>> {
-        self.following.lock().clone()
-    }
-
-    pub(crate) fn set_following(&self, following: &Arc<Following>) {
-        *self.following.lock() = Some(Arc::clone(following));
-    }
-
-    /// Follows nobody any more.
-    pub(crate) fn stop_following(&self) {
-        let following = self.following.lock().take();
-        if let Some(following) = following
-            && !planted(Bug::OldSourceStays)
-        {
-            following.stop();
-        }
-    }
-
-    /// Who is to be told when the database ends.
-    pub(crate) fn attend(&self, attendant: Weak<dyn Attendant>) {
-        let mut attendants = self.attendants.lock();
-        attendants.retain(|attendant| attendant.strong_count() > 0);
-        attendants.push(attendant);
-    }
-
-    fn dismiss(&self) {
-        let attendants = std::mem::take(&mut *self.attendants.lock());
-        attendants.iter().filter_map(Weak::upgrade).for_each(|attendant| attendant.end());
-    }
-
-    /// Puts a state that came from a node of `dataset` in the place of the present, on the disk as well if there is one.
-    pub(crate) fn put_in_place(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
-        self.installs.fetch_add(1, Ordering::AcqRel);
-        let put = self.put_in_place_alone(arrival, dataset);
-        self.installs.fetch_add(1, Ordering::AcqRel);
-        put
-    }
-
-    /// How often another state has taken the place of the present; `None` while one does.
-    pub(crate) fn installs(&self) -> Option<u64> {
-        let installs = self.installs.load(Ordering::Acquire);
-        installs.is_multiple_of(2).then_some(installs)
-    }
-
-    fn put_in_place_alone(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
-        let Some(saver) = &self.saver else {
-            self.install(arrival)?;
-            *self.dataset.lock() = dataset;
-            if let Some(backlog) = self.backlog.get() {
-                let directory = &backlog.directory;
-                directory.go_on_anew(dataset);
-                if planted(Bug::BacklogKept) {
-                    return Ok(());
-                }
-                // What is in them does not lead to the new state.
-                let (before, _) = backlog.ordinals();
-                let ordinal = backlog.take_ordinal();
-                let spare = Spare::make(directory, ordinal, self.backlog_size.segment)?;
-                backlog.restart(&self.tree.commit, Some(spare))?;
-                for segment in before {
-                    directory.remove(&directory.segment(segment))?;
-                }
-            }
-            return Ok(());
-        };
-        saver.begin_anew(dataset, || self.install(arrival)).map(drop)
     }
 
     /// As [`committed`](Self::committed), for a batch that may have changed nothing.

@@ -22,6 +22,7 @@ mod progress;
 mod range;
 mod replayer;
 mod replication;
+mod roles;
 mod salvage;
 mod saver;
 mod serve;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::uptime_ms;
 use crate::commit::Role;
-use crate::database::{Attendant, Database, Engine};
+use crate::database::{Database, Engine};
 use crate::error::SyncRefused;
 use crate::follow::session::{Kept, ReplicaSession, Stage};
 use crate::format::wire::{Bye, Reason};
@@ -18,6 +18,7 @@ use crate::replication::auth::Side;
 use crate::replication::framing::Secrets;
 use crate::replication::line::has;
 use crate::replication::link::Link;
+use crate::roles::Attendant;
 use crate::serve::drive::{Chore, Drive, LinkEnd, Machine, Stop, drive};
 use crate::serve::hub::{SyncCounts, SyncKind};
 use crate::serve::session::{Ended, Filled, SessionLimits, Step};

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::clock::uptime_ms;
 use crate::commit::Role;
-use crate::database::{Attendant, Database, Engine};
+use crate::database::{Database, Engine};
 use crate::position::{Position, Seq};
 use crate::replication::auth::Side;
 use crate::replication::framing::Secrets;
 use crate::replication::link::listener::{Address, Listener};
 use crate::replication::link::{Link, SocketAddr};
+use crate::roles::Attendant;
 use crate::serve::drive::{Drive, Stop, drive};
 use crate::serve::hub::{AckLevel, ReplicaInfo, SyncCounts};
 use crate::serve::session::{SessionLimits, SourceSession};

@@ -36,6 +36,7 @@ const ROOMS: &[Room] = &[
             "open",
             "install",
             "applier",
+            "roles",
             "serve",
             "follow",
             "saver",
