@@ -1,6 +1,6 @@
 //! What a database knows of its replicas: who they are, how far they are, who waits for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -267,13 +267,14 @@ impl Hub {
     /// Whether the replica of a session is to make durable what it has: somebody waits. Answered once.
     pub(crate) fn wants_durable(&self, id: u64) -> bool {
         let mut state = self.state();
-        let Some(seq) = state.waiters.values().max().copied() else { return false };
-        let Some(session) = state.sessions.get_mut(&id) else { return false };
-        let is_applied = session.ack.is_some_and(|ack| ack.applied.seq >= seq);
-        let is_new = is_applied && session.asked < seq;
-        if is_new {
-            session.asked = seq;
-        }
+        let State { sessions, waiters, .. } = &mut *state;
+        let Some(session) = sessions.get_mut(&id) else { return false };
+        let Some(ack) = session.ack else { return false };
+        // What others wait for may not have come yet, and may never have while more and more is written.
+        let applied = waiters.values().filter(|seq| **seq <= ack.applied.seq);
+        let Some(seq) = applied.max().copied() else { return false };
+        let is_new = session.asked < seq;
+        session.asked = session.asked.max(seq);
         is_new
     }
 
@@ -336,7 +337,7 @@ impl Hub {
                 // They look whether somebody waits.
                 state.sessions.values().for_each(|session| session.signal.wake());
             }
-            let acked = state.sessions.values().filter(|s| counts(s) && has_it(s)).count();
+            let acked = nodes(state.sessions.values().filter(|s| counts(s) && has_it(s)));
             let left = deadline.saturating_duration_since(Instant::now());
             if acked >= count || left.is_zero() {
                 break acked;
@@ -376,8 +377,14 @@ impl Hub {
         let state = self.state();
         let is_near =
             |session: &&Session| session.ack.is_some() && session.heard.elapsed() <= within;
-        state.sessions.values().filter(is_near).count()
+        nodes(state.sessions.values().filter(is_near))
     }
+}
+
+/// How many nodes these sessions are of: one that has made another connection is there twice until the old one is given up.
+fn nodes<'a>(sessions: impl Iterator<Item = &'a Session>) -> usize {
+    let nodes = sessions.filter_map(|session| Some(session.hello.as_ref()?.0));
+    nodes.collect::<BTreeSet<_>>().len()
 }
 
 /// What is known of the node that is followed, for those that follow this one.
@@ -439,5 +446,76 @@ impl Hub {
     pub(crate) fn time_ms(&self, engine: &Engine) -> u64 {
         let heard = self.state().upstream.time_ms;
         if engine.is_primary() { engine.tree().clock().now_ms() } else { heard }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Database, PrimaryOptions};
+
+    fn hello(node: u8) -> Hello {
+        Hello {
+            node: [node; 16],
+            dataset: [0; 16],
+            term: 0,
+            durable: Seq(0),
+            records: 0,
+            chain: 0,
+            is_primary: false,
+            has_written: false,
+            is_unsettled: false,
+            max_body_len: 1,
+            path: Vec::new(),
+            lineage: Vec::new(),
+            name: String::new(),
+        }
+    }
+
+    /// A node whose old connection has not been given up is there twice, and counts once.
+    #[test]
+    fn a_node_counts_once() {
+        let db = Database::in_memory();
+        let _primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+        db.keyspace("k").unwrap().insert("k", "v").unwrap();
+        let (engine, applied) = (db.engine(), db.position());
+        let hub = &engine.hub;
+        let enter = |node| {
+            let id = hub.enter("test", &Arc::new(Signal::default()));
+            hub.introduce(id, &hello(node));
+            hub.ack(id, &Ack { applied, durable: applied.seq });
+            id
+        };
+        let acked = |count| {
+            let level = AckLevel::Durable;
+            hub.wait(engine, applied, count, level, Duration::ZERO)
+        };
+        let first = enter(1);
+        enter(1);
+        assert_eq!((acked(2), hub.in_touch(Duration::MAX)), (1, 1));
+        enter(2);
+        assert_eq!((acked(2), hub.in_touch(Duration::MAX)), (2, 2));
+        hub.leave(first);
+        assert_eq!(acked(2), 2);
+    }
+
+    /// Who waits for a batch that has come is not kept waiting by who waits for one that has not.
+    #[test]
+    fn what_has_come_is_asked_for() {
+        let hub = Hub::default();
+        let id = hub.enter("test", &Arc::new(Signal::default()));
+        let ack = |seq| {
+            let applied = Position { seq: Seq(seq), ..Position::default() };
+            hub.ack(id, &Ack { applied, durable: Seq(0) });
+        };
+        hub.state().waiters.extend([(1, Seq(5)), (2, Seq(9))]);
+        ack(4);
+        assert!(!hub.wants_durable(id));
+        ack(7);
+        assert!(hub.wants_durable(id));
+        assert!(!hub.wants_durable(id));
+        ack(9);
+        assert!(hub.wants_durable(id));
+        assert!(!hub.wants_durable(id));
     }
 }
