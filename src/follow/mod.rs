@@ -354,11 +354,11 @@ impl Replica {
     /// [`Error::TimedOut`]. [`Error::Gone`] if it is on a line that has come past there without it. [`Error::Closed`].
     pub fn wait_for(&self, position: Position, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
-        let mut state = self.following.state();
         loop {
+            // Before the lock, and let go after it: who lets the database go last ends it, which takes this lock.
             let engine = self.following.engine.upgrade().ok_or(Error::Closed)?;
+            let state = self.following.state();
             let standing = engine.tree().commit.standing();
-            drop(engine);
             if has(&standing.lineage, position) {
                 return Ok(());
             }
@@ -373,7 +373,7 @@ impl Replica {
                 return Err(Error::TimedOut);
             }
             let waited = self.following.changed.wait_timeout(state, left.min(LOOK));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            drop(waited.unwrap_or_else(PoisonError::into_inner).0);
         }
     }
 

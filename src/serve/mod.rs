@@ -352,7 +352,9 @@ impl Serving {
         self.sessions.end();
         // Nobody is let in any more.
         drop(std::mem::take(&mut *lock(&self.listeners)));
-        for (stop, thread) in std::mem::take(&mut *lock(&self.sessions.all)) {
+        // Not under its lock: one of them may be the last that has the database, whose end comes here.
+        let all = std::mem::take(&mut *lock(&self.sessions.all));
+        for (stop, thread) in all {
             stop.close();
             // A panic there is our bug; what it left behind is a link that ends.
             let _ = thread.join();
@@ -449,11 +451,38 @@ fn serve(engine: &Weak<Engine>, link: Link, how: &Drive, limits: SessionLimits) 
 
 impl Attendant for Sessions {
     fn end(&self) {
-        let all = lock(&self.all);
-        self.is_over.store(true, Ordering::Relaxed);
-        all.iter().for_each(|(stop, _)| stop.stop());
+        {
+            let all = lock(&self.all);
+            self.is_over.store(true, Ordering::Relaxed);
+            all.iter().for_each(|(stop, _)| stop.stop());
+        }
+        // With no lock held: whoever lets the database go last ends it, and comes here again.
         if let Some(engine) = self.engine.upgrade() {
             engine.tree().commit.set_too_few_replicas(None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session may be the last that has the database; its end is told to whoever attends it, under the locks that these take.
+    #[test]
+    fn a_session_may_end_the_database() {
+        let db = Database::in_memory();
+        let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+        let sessions = Arc::clone(&primary.serving.sessions);
+        let (stop, ends) = (Arc::new(Stop::default()), Arc::clone(&sessions));
+        let (told, last) = (Arc::clone(&stop), db);
+        let thread = thread::spawn(move || {
+            // Until it is waited for.
+            while !told.is_set() || ends.all.try_lock().is_ok_and(|all| !all.is_empty()) {
+                thread::yield_now();
+            }
+            drop(last);
+        });
+        lock(&sessions.all).push((stop, thread));
+        primary.shutdown();
     }
 }
