@@ -566,6 +566,7 @@ impl Following {
             beat_ms: ms(self.source.beat),
             timeout_ms: ms(self.source.timeout),
             threads: 0,
+            run_bytes: None,
             max_body_len,
             name: self.source.name.clone(),
         };

@@ -41,6 +41,7 @@ pub struct PrimaryOptions {
     pub(crate) most_sessions: usize,
     pub(crate) name: String,
     pub(crate) min_replicas: (usize, Duration),
+    pub(crate) run_bytes: Option<usize>,
 }
 
 impl Default for PrimaryOptions {
@@ -54,6 +55,7 @@ impl Default for PrimaryOptions {
             most_sessions: 64,
             name: String::new(),
             min_replicas: (0, Duration::from_secs(10)),
+            run_bytes: None,
         }
     }
 }
@@ -120,6 +122,14 @@ impl PrimaryOptions {
     #[must_use]
     pub fn min_replicas(mut self, count: usize, max_lag: Duration) -> Self {
         self.min_replicas = (count, max_lag.max(Duration::from_millis(10)));
+        self
+    }
+
+    /// Leaves go in blocks of about so many bytes of keys and values, so that few entries fill many. Outside semver.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn block_bytes(mut self, bytes: usize) -> Self {
+        self.run_bytes = Some(bytes);
         self
     }
 }
@@ -430,6 +440,7 @@ fn limits(options: &PrimaryOptions) -> SessionLimits {
         beat_ms: ms(options.beat),
         timeout_ms: ms(options.timeout),
         threads: options.threads,
+        run_bytes: options.run_bytes,
         max_body_len: crate::format::record::MAX_BODY_LEN_U32,
         name: options.name.clone(),
     }

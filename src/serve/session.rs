@@ -47,6 +47,8 @@ pub(crate) struct SessionLimits {
     pub(crate) timeout_ms: u64,
     /// Threads that encode leaves; without any it is done in turn.
     pub(crate) threads: usize,
+    /// Bytes of keys and values in a block, if not as many as usual.
+    pub(crate) run_bytes: Option<usize>,
     /// The longest body of a record that one takes.
     pub(crate) max_body_len: u32,
     /// For people.
@@ -189,6 +191,12 @@ impl SourceSession {
     /// It sends to its own source what that has lost.
     pub(crate) fn heals(&mut self) {
         self.is_healing = true;
+    }
+
+    /// Leaves go in blocks of about so many bytes of keys and values.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn set_run_bytes(&mut self, bytes: usize) {
+        self.limits.run_bytes = Some(bytes);
     }
 
     /// The database, if it has not been dropped.
@@ -408,7 +416,7 @@ impl SourceSession {
             codec: Codec::Lz4,
             threads: self.limits.threads,
             rate_limit: None,
-            run_bytes: None,
+            run_bytes: self.limits.run_bytes,
         };
         let mut needs = Needs::of_ranges(ask.needs.clone());
         // What is written meanwhile has a newer stamp.

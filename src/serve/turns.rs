@@ -97,6 +97,15 @@ impl SessionEnd {
         }
     }
 
+    /// A source sends leaves in blocks of about so many bytes of keys and values, so that few entries fill many.
+    #[must_use]
+    pub fn block_bytes(mut self, bytes: usize) -> Self {
+        if let Side::Source { session, .. } = &mut self.machine {
+            session.set_run_bytes(bytes);
+        }
+        self
+    }
+
     /// Takes bytes that came.
     ///
     /// # Errors
@@ -218,6 +227,7 @@ fn limits(options: &TurnOptions) -> SessionLimits {
         beat_ms: options.beat_ms,
         timeout_ms: options.timeout_ms,
         threads: 0,
+        run_bytes: None,
         max_body_len: crate::format::record::MAX_BODY_LEN_U32,
         name: String::new(),
     }
