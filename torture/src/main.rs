@@ -9,6 +9,7 @@ mod allocator;
 mod canonical;
 mod corrupt;
 mod crash;
+mod cuts;
 mod damage;
 mod forge;
 mod golden;
@@ -35,6 +36,8 @@ enum Campaign {
     CorruptPart(corrupt::Part),
     /// Cuts the power at every operation of the disk, lays out what it may leave, and recovers that.
     Crash(crash::Options),
+    /// Cuts connections of replicas after every single byte, and does worse to them.
+    Cuts(cuts::Options),
     /// Fails every call to the disk, once and for ever, in every way.
     IoErrors(io_errors::Options),
     /// Kills a process that writes to the real disk: at any time, at each system call, at each instruction of an append; cuts the power.
@@ -55,6 +58,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Campaign::Corrupt(options) => corrupt::run(&options),
         Campaign::CorruptPart(part) => part.run().map(|()| ExitCode::SUCCESS),
         Campaign::Crash(options) => crash::run(&options),
+        Campaign::Cuts(options) => cuts::run(&options),
         Campaign::IoErrors(options) => io_errors::run(&options),
         Campaign::Kill(options) => kill::run(&options),
         Campaign::KillPart(part) => part.run(),
