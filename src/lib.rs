@@ -69,6 +69,7 @@ pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 pub mod simulation {
     pub use crate::clock::{Clock, Random, SimClock, seed_thread};
     pub use crate::format::probe::decode_block;
+    pub use crate::serve::speaker::Speaker;
     pub use crate::serve::turns::{KeptState, SessionEnd, SessionEnded, TurnOptions};
     pub use crate::snapshot::{LeafPass, PassedEntry};
     pub use crate::storage::probe::walk_segment;

@@ -7,8 +7,10 @@ use stillframe::simulation::{Disk, SimClock, SimDisk, decode_block, walk_segment
 use stillframe::{Builder, Database, Keyspace, SaveOptions, Snapshot, SnapshotFile};
 
 mod directory;
+mod link;
 
 pub use directory::directory;
+pub use link::{replica, source};
 
 /// By keyspace: key and value of what is shown.
 type Content = Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>;

@@ -91,7 +91,7 @@ pub(crate) enum MessageKind {
 
 impl MessageKind {
     /// Persistent: numbered by hand, never reused.
-    const ALL: [(u8, Self); 11] = [
+    pub(crate) const ALL: [(u8, Self); 11] = [
         (1, Self::Hello),
         (2, Self::Ask),
         (3, Self::Offer),
@@ -105,7 +105,7 @@ impl MessageKind {
         (11, Self::Bye),
     ];
 
-    fn id(self) -> u8 {
+    pub(crate) fn id(self) -> u8 {
         number_of(self, &Self::ALL)
     }
 }

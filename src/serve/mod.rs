@@ -26,6 +26,8 @@ pub(crate) mod drive;
 pub(crate) mod hub;
 pub(crate) mod session;
 pub(crate) mod signal;
+#[cfg(feature = "simulation")]
+pub(crate) mod speaker;
 pub(crate) mod transfer;
 #[cfg(feature = "simulation")]
 pub(crate) mod turns;

@@ -233,7 +233,7 @@ fn limits(options: &TurnOptions) -> SessionLimits {
     }
 }
 
-fn secrets(options: &TurnOptions) -> Secrets {
+pub(crate) fn secrets(options: &TurnOptions) -> Secrets {
     Secrets { keys: options.key.clone().into_iter().collect(), binding: [0; 32] }
 }
 

@@ -22,6 +22,8 @@ fn inputs_that_once_failed_pass() {
         ("log", fuzz::log),
         ("directory", fuzz::directory),
         ("model", fuzz::model),
+        ("source", fuzz::source),
+        ("replica", fuzz::replica),
     ];
     for (target, run) in targets {
         let Ok(inputs) = std::fs::read_dir(dir.join(target)) else { continue };
@@ -50,6 +52,24 @@ fn targets_take_whole_files_and_operations() {
         let mut operations = vec![0; len];
         random.fill(&mut operations);
         fuzz::model(&operations);
+    }
+    for seed in 0..40_u8 {
+        let mut run = vec![0; 1 + 5 * (usize::from(seed) % 7)];
+        stillframe::simulation::Random::new(seed.into()).fill(&mut run);
+        // A conversation with edits, for each of the options; every third time below the frames.
+        run[0] = 2 | seed << 2;
+        for edit in run[1..].chunks_mut(5) {
+            edit[0] %= 24;
+            edit[1] = if seed % 3 == 0 { 11 } else { edit[1] };
+        }
+        fuzz::source(&run);
+        fuzz::replica(&run);
+        // Bytes, and messages.
+        for how in 0..2 {
+            run[0] = how | seed << 2;
+            fuzz::source(&run);
+            fuzz::replica(&run);
+        }
     }
     for seed in 0..300 {
         let mut run = vec![0; 30 + seed as usize];

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use stillframe::simulation::{Random, SimClock, SimDisk};
+use stillframe::simulation::{
+    KeptState, Random, SessionEnd, SimClock, SimDisk, Speaker, TurnOptions,
+};
 use stillframe::{Compression, Database, Durability, SaveOptions, WriteOptions};
 
 use crate::canonical::blocks;
@@ -40,8 +42,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         operations[0] = 1;
         write(&to, &format!("operations-{seed}"), &operations)?;
     }
+    let talks = talks(&options.dir)?;
     println!(
-        "24 files, {count} blocks, 24 directories, {segments} segments, 24 runs of operations"
+        "24 files, {count} blocks, 24 directories, {segments} segments, 24 runs of operations, {talks} talks"
     );
     Ok(())
 }
@@ -160,4 +163,98 @@ fn as_input(files: &[File]) -> Vec<u8> {
         input.extend(bytes);
     }
     input
+}
+
+/// Talks between a replica and its source, and what changes some: inputs of the targets `source` and `replica` (fuzz/src/link.rs).
+fn talks(dir: &Path) -> Result<u64> {
+    const SIDES: [&str; 2] = ["source", "replica"];
+    let mut count = 0;
+    for seed in 0..32_u8 {
+        let mut random = Random::new(seed.into());
+        // With each of the bits, and the lowest two that say: edits.
+        let mut edits = vec![2 | seed << 2; 1 + 5 * random.below(6) as usize];
+        random.fill(&mut edits[1..]);
+        // One of the first messages.
+        edits[1..].iter_mut().step_by(5).for_each(|nth| *nth %= 24);
+        for side in SIDES {
+            write(&dir.join(side), &format!("edits-{seed}"), &edits)?;
+            count += 1;
+        }
+    }
+    for seed in 0..6 {
+        let talk = talk(seed)?;
+        for (side, Said { bytes, messages }) in SIDES.into_iter().zip(talk) {
+            // What the replica has may be given up.
+            write(&dir.join(side), &format!("bytes-{seed}"), &[&[16][..], &bytes].concat())?;
+            for how in [1 + 16, 1 + 16 + 8] {
+                let mut input = vec![how];
+                for (kind, payload) in messages.iter().filter(|(_, payload)| payload.len() < 9_000)
+                {
+                    // Each waits for what the other has to say.
+                    input.extend([*kind, 2]);
+                    input.extend((payload.len() as u16).to_le_bytes());
+                    input.extend(payload);
+                }
+                write(&dir.join(side), &format!("messages-{seed}-{how}"), &input)?;
+            }
+            count += 3;
+        }
+    }
+    Ok(count)
+}
+
+/// What one side has said.
+#[derive(Default)]
+struct Said {
+    bytes: Vec<u8>,
+    messages: Vec<(u8, Vec<u8>)>,
+}
+
+/// What a replica and its source say, the replica first, until it has all.
+fn talk(seed: u64) -> Result<[Said; 2]> {
+    let clock = SimClock::new(1_000);
+    let builder = Database::builder().clock(clock).leaf_entries(4).manual_reclaim();
+    let (db, copy) = (builder.clone().in_memory()?, builder.in_memory()?);
+    let space = db.keyspace("a")?;
+    for n in 0..4 + 7 * seed {
+        space.insert([n as u8], [n as u8; 9])?;
+    }
+    let options = TurnOptions { key: None, beat_ms: 1_000, timeout_ms: 10_000, nonce: [7; 32] };
+    let mut said = [Said::default(), Said::default()];
+    for _ in 0..2 {
+        copy.begin_following()?;
+        let mut source = SessionEnd::source(&db, &options, 1_000)?.block_bytes(100);
+        let mut replica = SessionEnd::replica(&copy, &options, KeptState::default(), 1_000);
+        // Who listens to both.
+        let mut ears = [Speaker::server(&options), Speaker::client(&options)];
+        said.iter_mut().for_each(|said| said.bytes.clear());
+        for _ in 0..40 {
+            let mut out = Vec::new();
+            let mut turn = |end: &mut SessionEnd, to: &mut SessionEnd, at: usize| -> Result<()> {
+                end.fill(1_000, &mut out).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+                let heard = ears[at].receive(&out, &mut Vec::new()).map_err(anyhow::Error::msg)?;
+                said[at].messages.extend(heard);
+                said[at].bytes.extend(&out);
+                let mut answer = Vec::new();
+                let took = to.receive(&out, 1_000, &mut answer);
+                took.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+                out.clear();
+                if !answer.is_empty() {
+                    let other = 1 - at;
+                    let heard = ears[other].receive(&answer, &mut Vec::new());
+                    said[other].messages.extend(heard.map_err(anyhow::Error::msg)?);
+                    said[other].bytes.extend(&answer);
+                    end.receive(&answer, 1_000, &mut out).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+                    out.clear();
+                }
+                Ok(())
+            };
+            turn(&mut replica, &mut source, 0)?;
+            turn(&mut source, &mut replica, 1)?;
+        }
+        anyhow::ensure!(copy.position() == db.position(), "the replica has all");
+        // The second time it has missed some records.
+        space.insert("late", "later")?;
+    }
+    Ok(said)
 }
