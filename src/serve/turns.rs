@@ -300,6 +300,16 @@ impl Database {
         self.engine().hub.wait(self.engine(), position, usize::MAX, level, Duration::ZERO)
     }
 
+    /// Whether its log has all that was written after this batch.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn has_log_after(&self, seq: crate::Seq) -> Result<bool> {
+        let (log, commit) = (self.engine().source_log()?, &self.engine().tree().commit);
+        log.write_out(commit, commit.position().seq).map_err(crate::Error::LogFailed)?;
+        Ok(crate::storage::feed::Feed::open(log, seq)?.is_some())
+    }
+
     /// The histories of its line: id, term, first and last batch of each.
     pub fn line(&self) -> Vec<(crate::HistoryId, u64, crate::Seq, crate::Seq)> {
         let lineage = self.engine().tree().commit.standing().lineage;

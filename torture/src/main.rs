@@ -17,6 +17,7 @@ mod io_errors;
 mod kill;
 mod planted;
 mod read;
+mod replicate;
 mod seeds;
 mod trace;
 
@@ -49,6 +50,8 @@ enum Campaign {
     Golden(golden::Options),
     /// Writes the files and blocks that fuzzing begins with.
     Seeds(seeds::Options),
+    /// Nodes that replicate over links that lose and delay, in virtual time: all have what was committed, and become the same.
+    Replicate(replicate::Options),
     /// Builds with planted bugs and runs, for each, the test that must catch it.
     Planted(planted::Options),
 }
@@ -64,6 +67,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Campaign::KillPart(part) => part.run(),
         Campaign::Golden(options) => golden::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Seeds(options) => seeds::run(&options).map(|()| ExitCode::SUCCESS),
+        Campaign::Replicate(options) => replicate::run(&options),
         Campaign::Planted(options) => planted::run(&options),
     }
 }
