@@ -353,7 +353,7 @@ impl World {
         drop(self.stop(to, true));
         let disk = self.nodes[from].disk.as_ref().map(SimDisk::fork);
         let node = &mut self.nodes[to];
-        (node.disk, node.dir) = (disk, dir);
+        (node.disk, node.dir, node.has_spool) = (disk, dir, true);
         node.writer = self.next_writer;
         self.next_writer += 1;
         // It goes on from where that was: it may have been ahead.
@@ -375,7 +375,7 @@ impl World {
         let (disk, dir) = node.images[0].clone();
         drop(self.stop(n, true));
         let node = &mut self.nodes[n];
-        (node.disk, node.dir) = (Some(disk.fork()), dir);
+        (node.disk, node.dir, node.has_spool) = (Some(disk.fork()), dir, true);
         self.has_restored = true;
         self.say(format!("node {n} gets a disk back that it had"));
         self.start(n, Position::default())

@@ -25,10 +25,10 @@ mod world;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How many seeds to run
-    #[arg(long, default_value_t = 200)]
-    seeds: u64,
-    /// The first seed; without `--seeds` it alone, told in full
+    /// How many seeds to run; without it 200, or the one that `--seed` names
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
+    /// The first seed
     #[arg(long)]
     seed: Option<u64>,
     /// One object on stdout, and nothing else there
@@ -52,11 +52,12 @@ const HEAL_MS: u64 = 60_000;
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let first = options.seed.unwrap_or(1);
-    let (next, end) = (AtomicU64::new(first), first + options.seeds);
+    let seeds = options.seeds.unwrap_or(if options.seed.is_some() { 1 } else { 200 });
+    let (next, end) = (AtomicU64::new(first), first + seeds);
     let sums = Mutex::new(Sums::default());
     let workers = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
-        for _ in 0..workers.min(options.seeds as usize) {
+        for _ in 0..workers.min(seeds as usize) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -76,7 +77,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     });
     let Sums { counts, violations } = sums.into_inner().unwrap_or_default();
     let Counts { full, delta, rewind, partial, refused, promises } = counts;
-    let (seeds, seconds) = (options.seeds, began.elapsed().as_secs_f64());
+    let seconds = began.elapsed().as_secs_f64();
     if options.json {
         let report = serde_json::json!({
             "seeds": seeds, "violations": violations.len(), "full": full, "delta": delta + rewind,
@@ -212,8 +213,19 @@ impl World {
             }
         }
         let (began, mut writes) = (self.now, self.random.below(6));
+        if self.nodes[primary].position == Position::default() {
+            // Who is ahead of a replica that is empty waits for more.
+            writes += 1;
+        }
+        let mut was_primary = self.now;
         loop {
             self.step(25)?;
+            if self.nodes[primary].is_primary() {
+                was_primary = self.now;
+            } else if self.now > was_primary + 1_000 {
+                // It has met what outranks it: it is to be beyond that.
+                self.promote_node(primary)?;
+            }
             // Who has lost batches of its own may write on without them.
             let lost = |node: &Node| node.last_refusal == Some(SyncRefused::SourceLostData);
             if self.nodes.iter().any(lost) {

@@ -72,14 +72,13 @@ impl Truth {
         if after.history != before.history {
             let start = Seq(before.seq.0 + 1);
             let found = db.line().last().map_or(0, |span| span.1);
-            let expected = match is_promotion {
-                true => last.term() + 1,
-                false => last.line.last().map_or(0, |span| span.1),
-            };
-            if found != expected {
-                return Err(format!("{after} is of term {found}, expected {expected}"));
+            // Who is promoted goes beyond all that he has heard of.
+            let own = last.line.last().map_or(0, |span| span.1);
+            let is_right = if is_promotion { found > last.term() } else { found == own };
+            if !is_right {
+                return Err(format!("{after} is of term {found}, behind one of {own}"));
             }
-            line.push((after.history, expected, start, start));
+            line.push((after.history, found, start, start));
             let first = Position { history: after.history, seq: start };
             self.writers.insert(after.history, writer);
             let fact = Fact { line: Rc::new(line.clone()), ..last };

@@ -46,7 +46,7 @@ pub(crate) struct Node {
     pub(crate) restart_at: u64,
     pub(crate) kept: KeptState,
     /// Part of a state may be in what is kept.
-    has_spool: bool,
+    pub(crate) has_spool: bool,
     /// It may give up what rules forbid it to.
     pub(crate) may_discard: bool,
     in_touch: bool,
@@ -174,8 +174,6 @@ impl World {
         if node.disk.is_none() {
             node.writer = self.next_writer;
             self.next_writer += 1;
-            node.durable.clear();
-            node.applied.clear();
         }
         let fact = self.truth.check(&db).map_err(|what| format!("node {n} opened: {what}"))?;
         if node.disk.is_some() && !oracle::has(&fact.line, at_least) {
@@ -183,7 +181,8 @@ impl World {
         }
         (node.position, node.fact) = (db.position(), fact);
         node.turns += 1;
-        (node.kept, node.has_spool, node.may_discard) = (KeptState::default(), false, false);
+        (node.kept, node.may_discard) = (KeptState::default(), false);
+        node.has_spool &= node.disk.is_some();
         node.in_touch = true;
         if node.follows.is_some() {
             db.begin_following().map_err(|error| error.to_string())?;
@@ -202,13 +201,17 @@ impl World {
         let now = self.now;
         for link in &mut self.links {
             for side in [Side::Replica, Side::Source] {
-                if link.node(side) == n && link.end(side).is_some() {
-                    drop(link.leave(side, now, is_told));
+                if link.node(side) != n {
+                    continue;
+                }
+                if let Some(end) = link.leave(side, now, is_told) {
+                    let has_begun = end.caught_up().is_some_and(|kind| kind != SyncKind::Partial);
+                    self.nodes[n].has_spool |= has_begun && !end.is_streaming();
                 }
             }
         }
         let node = &mut self.nodes[n];
-        (node.kept, node.has_spool) = (KeptState::default(), false);
+        node.kept = KeptState::default();
         node.db.take()
     }
 
@@ -243,7 +246,8 @@ impl World {
         (node.follows, node.is_meant, node.connect_at) = (Some(source), false, self.now);
         node.last_refusal = None;
         if !keeps {
-            (node.kept, node.has_spool) = (KeptState::default(), false);
+            node.kept = KeptState::default();
+            node.has_spool &= node.disk.is_some();
         }
         node.in_touch = false;
         match &node.db {
@@ -348,6 +352,9 @@ impl World {
         for n in 0..self.nodes.len() {
             self.connect(n)?;
             self.set_in_touch(n);
+            if self.nodes[n].follows.is_some() && self.nodes[n].is_primary() {
+                return Err(format!("node {n} follows and takes writes"));
+            }
         }
         Ok(())
     }
