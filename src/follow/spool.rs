@@ -154,7 +154,16 @@ impl Spool {
     /// What it needs, where without it `base` would be needed.
     pub(crate) fn needs(&self, base: &Needs) -> Needs {
         let at = |zone: &Zone| if planted(Bug::ZoneOfBase) { Seq(u64::MAX) } else { zone.cut.seq };
-        base.within_zones(self.zones.iter().map(|zone| (zone.end.as_deref(), at(zone))))
+        let zones = self.zones.iter().map(|zone| (zone.end.as_deref(), at(zone)));
+        let mut needs = base.within_zones(zones);
+        // Own leaves were merged since, or loaded anew, and the needs of one have come to be those of its neighbour too: a zone says
+        // nothing of what was not needed then.
+        for (low, high) in base.ranges_of(Need::Anything) {
+            if !self.has_all(low, high) {
+                needs.put(low, high, Need::Anything);
+            }
+        }
+        needs
     }
 
     /// A pass begins.
@@ -294,11 +303,7 @@ impl Spool {
 
     /// Whether something came for all that `base` needs whatever it is.
     fn covers(&self, base: &Needs) -> bool {
-        let ranges = base.ranges();
-        ranges.iter().enumerate().all(|(at, (low, need))| {
-            *need != Need::Anything
-                || self.has_all(low, ranges.get(at + 1).map(|(next, _)| &next[..]))
-        })
+        base.ranges_of(Need::Anything).all(|(low, high)| self.has_all(low, high))
     }
 
     /// Whether all of `[low, high)` came.

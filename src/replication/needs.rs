@@ -48,6 +48,19 @@ impl Needs {
         }
     }
 
+    /// Of `[low, high)` something else than before, wherever that lies.
+    pub(crate) fn put(&mut self, low: &[u8], high: Option<&[u8]>, need: Need) {
+        let after = high.and_then(|high| self.ranges.iter().rfind(|(start, _)| &start[..] <= high));
+        let after = after.map(|(_, need)| *need);
+        let first = self.ranges.partition_point(|(start, _)| &start[..] < low);
+        let behind = high.map_or(self.ranges.len(), |high| {
+            self.ranges.partition_point(|(start, _)| &start[..] < high)
+        });
+        let goes_on = self.ranges.get(behind).is_none_or(|(start, _)| Some(&start[..]) != high);
+        let after = high.zip(after).filter(|_| goes_on).map(|(high, need)| (high.to_vec(), need));
+        self.ranges.splice(first..behind, [(low.to_vec(), need)].into_iter().chain(after));
+    }
+
     /// Whether any key of `[low, high)` needs what changed last by the batch `stamp`.
     pub(crate) fn want(&self, low: &[u8], high: Option<&[u8]>, stamp: Seq) -> bool {
         let first = self.ranges.partition_point(|(start, _)| &start[..] <= low).saturating_sub(1);
@@ -85,6 +98,15 @@ impl Needs {
         needs
     }
 
+    /// The ranges of which this is needed.
+    pub(crate) fn ranges_of(&self, need: Need) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.ranges
+            .iter()
+            .enumerate()
+            .filter(move |(_, (_, of))| *of == need)
+            .map(|(at, (low, _))| (&low[..], self.ranges.get(at + 1).map(|(next, _)| &next[..])))
+    }
+
     /// Where each range starts, and what is needed of it.
     pub(crate) fn ranges(&self) -> &[(Vec<u8>, Need)] {
         &self.ranges
@@ -94,6 +116,28 @@ impl Needs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_that_is_put_covers_what_was_there() {
+        let (newer, any) = (Need::NewerThan(Seq(5)), Need::Anything);
+        let check = |low: &str, high: Option<&str>, expected: &[(&str, Need)]| {
+            let starts = [("", newer), ("c", any), ("e", newer)];
+            let ranges = starts.map(|(start, need)| (start.as_bytes().to_vec(), need)).to_vec();
+            let mut needs = Needs::of_ranges(ranges);
+            needs.put(low.as_bytes(), high.map(str::as_bytes), Need::NewerThan(Seq(9)));
+            let got: Vec<_> = needs.ranges().iter().map(|(low, need)| (&low[..], *need)).collect();
+            let expected: Vec<_> = expected.iter().map(|(low, n)| (low.as_bytes(), *n)).collect();
+            assert_eq!(got, expected, "{low:?} {high:?}");
+        };
+        let put = Need::NewerThan(Seq(9));
+        check("", None, &[("", put)]);
+        check("", Some("a"), &[("", put), ("a", newer), ("c", any), ("e", newer)]);
+        check("a", Some("c"), &[("", newer), ("a", put), ("c", any), ("e", newer)]);
+        check("a", Some("d"), &[("", newer), ("a", put), ("d", any), ("e", newer)]);
+        check("c", Some("e"), &[("", newer), ("c", put), ("e", newer)]);
+        check("d", Some("f"), &[("", newer), ("c", any), ("d", put), ("f", newer)]);
+        check("f", None, &[("", newer), ("c", any), ("e", newer), ("f", put)]);
+    }
 
     #[test]
     fn a_leaf_is_wanted_if_any_key_of_it_is() {
