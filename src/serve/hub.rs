@@ -40,8 +40,9 @@ struct State {
 /// What is known of the node that is followed.
 #[derive(Debug)]
 struct Upstream {
-    /// The nodes that are followed, the nearest first.
+    /// The nodes that are followed, the nearest first, and how often they have changed.
     path: Vec<[u8; 16]>,
+    turns: u64,
     /// The highest batch that was said to be durable on the primary, on the line of what was then the present.
     durable: Position,
     /// By the primary's clock.
@@ -56,7 +57,7 @@ impl Default for Upstream {
     /// Nothing was heard.
     fn default() -> Self {
         let (path, durable) = (Vec::new(), Position::default());
-        Self { path, durable, time_ms: 0, is_lost: true, term: 0 }
+        Self { path, turns: 0, durable, time_ms: 0, is_lost: true, term: 0 }
     }
 }
 
@@ -396,7 +397,16 @@ impl Hub {
 
     /// From now on these are followed.
     pub(crate) fn set_path(&self, path: Vec<[u8; 16]>) {
-        self.state().upstream.path = path;
+        let mut state = self.state();
+        if state.upstream.path != path {
+            state.upstream.path = path;
+            state.upstream.turns += 1;
+        }
+    }
+
+    /// How often those that are followed have changed.
+    pub(crate) fn path_turns(&self) -> u64 {
+        self.state().upstream.turns
     }
 
     /// The highest term heard of, the line's own included.

@@ -110,6 +110,8 @@ pub(crate) struct SourceSession {
     replica: Option<Hello>,
     /// How often another state had taken the place of the present when it said hello.
     installs: Option<u64>,
+    /// How often those that are followed had changed when it told who they are.
+    path_turns: u64,
     sending: Sending,
     /// When something last came, and when something last was sent.
     heard_ms: u64,
@@ -182,6 +184,7 @@ impl SourceSession {
             installs: None,
             sending: Sending::Nothing,
             heard_ms: now_ms,
+            path_turns: 0,
             beat_ms: now_ms,
             payload: Vec::new(),
             is_healing: false,
@@ -259,6 +262,7 @@ impl SourceSession {
         let (ours, theirs) = (rank(&own.lineage), rank(&hello.lineage));
         let known = self.hub.term(&own.lineage);
         let outranks = theirs.0 > 0 && theirs > ours;
+        self.path_turns = self.hub.path_turns();
         if is_same && own.role == Role::Primary && (outranks || hello.term > known) {
             // Another was promoted, and this replica is with it, or has heard of it.
             let (term, history) = theirs.max((hello.term, HistoryId::default()));
@@ -544,6 +548,10 @@ impl SourceSession {
         let durable = self.durable(engine, &self.standing(engine));
         let is_full = out.len() >= FILL_BYTES;
         let (payload, feed) = (&mut self.payload, &mut records.feed);
+        if self.path_turns != self.hub.path_turns() {
+            // Who follows the replica, and whom it may follow, depends on it.
+            return self.ask_again(0);
+        }
         payload.clear();
         let mut at = feed.position();
         let time_ms = self.hub.time_ms(engine);
