@@ -110,6 +110,8 @@ struct State {
     cuts_taken: u64,
     last_time_ms: u64,
     role: Role,
+    /// How often it was said what the role is.
+    role_turns: u64,
     closed: bool,
     /// Records on their way to the log, if there is one.
     tail: Option<Tail>,
@@ -328,6 +330,7 @@ impl Commit {
                 cuts_taken: 0,
                 last_time_ms: time_ms,
                 role: Role::Primary,
+                role_turns: 0,
                 closed: false,
                 tail: None,
                 chain: 0,
@@ -455,6 +458,7 @@ impl Commit {
         state.last_time_ms = state.last_time_ms.max(now_ms);
         state.begin_history_of(writer, history, term);
         state.role = Role::Replica;
+        state.role_turns += 1;
         self.is_replica.store(true, Ordering::Relaxed);
         Ok(state.position)
     }
@@ -592,11 +596,28 @@ impl Commit {
         self.has_history.store(false, Ordering::Relaxed);
     }
 
-    /// What the database does from now on.
-    pub(crate) fn set_role(&self, role: Role) {
+    /// What the database does from now on. Returns how often that was said.
+    pub(crate) fn set_role(&self, role: Role) -> u64 {
         let mut state = self.state.lock();
+        state.role_turns += 1;
         state.role = role;
         self.is_replica.store(role != Role::Primary, Ordering::Relaxed);
+        state.role_turns
+    }
+
+    /// As [`set_role`](Self::set_role), unless something was said since it had been `turns` times.
+    pub(crate) fn set_role_since(&self, turns: u64, role: Role) {
+        let mut state = self.state.lock();
+        if state.role_turns == turns {
+            state.role_turns += 1;
+            state.role = role;
+            self.is_replica.store(role != Role::Primary, Ordering::Relaxed);
+        }
+    }
+
+    /// How often it was said what the database does.
+    pub(crate) fn role_turns(&self) -> u64 {
+        self.state.lock().role_turns
     }
 
     /// What the database does now.

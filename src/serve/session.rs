@@ -136,12 +136,14 @@ struct Healing {
     /// The last batch that the replica had of this node's.
     up_to: Position,
     engine: Weak<Engine>,
+    /// Since then, if this is all that was said of its role: who is told meanwhile to follow, or to go on as it is, does.
+    role_turns: u64,
 }
 
 impl Drop for Healing {
     fn drop(&mut self) {
         if let Some(engine) = self.engine.upgrade() {
-            engine.tree().commit.set_role(Role::Primary);
+            engine.tree().commit.set_role_since(self.role_turns, Role::Primary);
         }
     }
 }
@@ -182,9 +184,9 @@ impl SourceSession {
             queue: VecDeque::new(),
             replica: None,
             installs: None,
+            path_turns: 0,
             sending: Sending::Nothing,
             heard_ms: now_ms,
-            path_turns: 0,
             beat_ms: now_ms,
             payload: Vec::new(),
             is_healing: false,
@@ -215,6 +217,9 @@ impl SourceSession {
         if let Sending::Healing(healing) = &mut self.sending
             && kind != MessageKind::Bye
         {
+            if engine.tree().commit.role_turns() != healing.role_turns {
+                return Err(Ended::By(Reason::Moved, 0));
+            }
             healing.session.receive(kind, payload, now_ms)?;
             if engine.tree().commit.standing().position == healing.up_to {
                 // The replica follows again, of what both have.
@@ -257,12 +262,12 @@ impl SourceSession {
             return Err(Ended::By(Reason::Cycle, 0));
         }
         self.installs = engine.installs();
+        self.path_turns = self.hub.path_turns();
         let own = self.standing(engine);
         let is_same = hello.dataset == engine.dataset();
         let (ours, theirs) = (rank(&own.lineage), rank(&hello.lineage));
         let known = self.hub.term(&own.lineage);
         let outranks = theirs.0 > 0 && theirs > ours;
-        self.path_turns = self.hub.path_turns();
         if is_same && own.role == Role::Primary && (outranks || hello.term > known) {
             // Another was promoted, and this replica is with it, or has heard of it.
             let (term, history) = theirs.max((hello.term, HistoryId::default()));
@@ -358,7 +363,7 @@ impl SourceSession {
                 (CatchUp::Heal, _) => {
                     // Nothing was written in this run, and nothing is until it has its own again.
                     let up_to = asked;
-                    commit.set_role(Role::Replica);
+                    let role_turns = commit.set_role(Role::Replica);
                     let weak = Arc::downgrade(engine);
                     let mut session = ReplicaSession::new(
                         (&weak, &self.hub),
@@ -368,8 +373,12 @@ impl SourceSession {
                     );
                     session.heals();
                     self.offer(ask.number, Plan::Heal);
-                    self.sending =
-                        Sending::Healing(Box::new(Healing { session, up_to, engine: weak }));
+                    self.sending = Sending::Healing(Box::new(Healing {
+                        session,
+                        up_to,
+                        engine: weak,
+                        role_turns,
+                    }));
                 }
                 (CatchUp::Records { .. }, Some(feed)) => {
                     self.offer(ask.number, Plan::Records);
@@ -539,6 +548,10 @@ impl SourceSession {
         out: &mut Vec<u8>,
         now_ms: u64,
     ) -> Step<Filled> {
+        if self.path_turns != self.hub.path_turns() {
+            // Who follows the replica, and whom it may follow, depends on it.
+            return self.ask_again(0);
+        }
         let commit = &engine.tree().commit;
         let log = engine.source_log()?;
         let head = commit.position().seq;
@@ -548,10 +561,6 @@ impl SourceSession {
         let durable = self.durable(engine, &self.standing(engine));
         let is_full = out.len() >= FILL_BYTES;
         let (payload, feed) = (&mut self.payload, &mut records.feed);
-        if self.path_turns != self.hub.path_turns() {
-            // Who follows the replica, and whom it may follow, depends on it.
-            return self.ask_again(0);
-        }
         payload.clear();
         let mut at = feed.position();
         let time_ms = self.hub.time_ms(engine);
