@@ -468,11 +468,18 @@ impl ReplicaSession {
                 }
                 Err(NotApplied::Error(error)) => return Err(Ended::Failed(error)),
             }
-            let is_own = || {
+            // What this node began itself, in a run of which it has lost the rest, is none: the source has more behind it.
+            let told = self.source.as_ref().map_or(&[][..], |source| &source.lineage);
+            let is_handed = || {
                 let line = engine.tree().commit.standing().lineage;
-                line.last().is_some_and(|last| last.writer == engine.node)
+                line.last().is_some_and(|last| {
+                    let at = told.iter().position(|span| span.history == last.history);
+                    let is_last =
+                        at.is_none_or(|at| at + 1 == told.len() && told[at].start == told[at].end);
+                    last.writer == engine.node && is_last
+                })
             };
-            if header.kind == RecordKind::History && is_own() {
+            if header.kind == RecordKind::History && is_handed() {
                 // Its source has handed over. That is to be known here after a power cut as well, before anything is written.
                 let commit = &engine.tree().commit;
                 if let Some(log) = engine.log() {
