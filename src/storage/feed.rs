@@ -153,7 +153,7 @@ impl Feed {
         }
         for ordinal in ordinals.into_iter().rev() {
             // So are all that are older.
-            let Some(found) = self.hold(ordinal)? else { return Ok(false) };
+            let Some(found) = Self::hold(&self.log, ordinal)? else { return Ok(false) };
             if let Begun::Yes(beginning) = &found.beginning
                 && beginning.base.position.seq <= self.base.position.seq
             {
@@ -166,8 +166,8 @@ impl Feed {
     }
 
     /// A segment, unless it has gone.
-    fn hold(&self, ordinal: u64) -> Result<Option<Found>> {
-        match Found::hold(&self.log.directory, ordinal) {
+    fn hold(log: &Log, ordinal: u64) -> Result<Option<Found>> {
+        match Found::hold(&log.directory, ordinal) {
             Err(Error::Io { op: "open", source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
@@ -177,13 +177,27 @@ impl Feed {
         }
     }
 
+    /// Whether the log goes on behind `offset` of this segment, in the next: what lies there means nothing then, be it the end of the segment
+    /// that a power cut has left in part.
+    fn is_left_at(log: &Log, ordinal: u64, offset: u64) -> Result<bool> {
+        let (ordinals, _) = log.ordinals();
+        let Some(next) = ordinals.into_iter().find(|next| *next > ordinal) else {
+            return Ok(false);
+        };
+        let found = Self::hold(log, next)?;
+        Ok(found.is_some_and(|found| match &found.beginning {
+            Begun::Yes(beginning) => beginning.previous == Some((ordinal, offset)),
+            _ => false,
+        }))
+    }
+
     /// Goes on in the segment behind the present one, which has been read to its end.
     fn follow(&mut self) -> Result<bool> {
         let Some(before) = self.segment.take() else { return Ok(false) };
         let (ordinals, restarts) = self.log.ordinals();
         let next = ordinals.into_iter().find(|ordinal| *ordinal > before.ordinal);
         let Some(next) = next.filter(|_| restarts == self.restarts) else { return Ok(false) };
-        let Some(found) = self.hold(next)? else { return Ok(false) };
+        let Some(found) = Self::hold(&self.log, next)? else { return Ok(false) };
         match &found.beginning {
             Begun::Yes(beginning)
                 if beginning.base == self.base
@@ -229,8 +243,10 @@ impl Feed {
                 is_over = true;
                 break;
             }
-            let frame = Frame::decode(rest, segment.salt, here)
-                .map_err(|damage| damaged(&segment.path, here, damage.fault))?;
+            let frame = match Frame::decode(rest, segment.salt, here) {
+                Err(_) if Self::is_left_at(&self.log, segment.ordinal, here)? => None,
+                frame => frame.map_err(|damage| damaged(&segment.path, here, damage.fault))?,
+            };
             let Some(frame) = frame else {
                 is_over = true;
                 break;
