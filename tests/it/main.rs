@@ -14,6 +14,7 @@ mod model;
 mod python_reader;
 mod regressions;
 mod replicas;
+mod replicas_directed;
 mod salvage;
 mod saves;
 mod saves_by_itself;
