@@ -17,11 +17,14 @@ use stillframe::{
     Database, HistoryId, Keyspace, Link, Position, Primary, PrimaryOptions, ReplicaSource, Seq,
 };
 
-use workload::measure::{Latencies, Samples, at_least, at_most};
+use workload::measure::{Latencies, Samples, at_least, at_most, warm_memory};
+use workload::redis::Redis;
 use workload::{FreshValues, Keys, Probes, Scratch, records, shuffled, value};
 
 const SECTIONS: &[&str] = &["full", "stream", "lag", "delta"];
 const KEYS: Keys = Keys::Demo;
+/// More than one side needs for 3,000,000 records.
+const WARM_BYTES: usize = 2 << 30;
 const LONG: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
@@ -134,26 +137,55 @@ fn full(records: usize, rounds: usize) {
     let (db, data, primary, address) = open(&scratch.file("primary"), records);
     // With the log it would be sent that.
     db.compact_log(stillframe::SaveOptions::default()).expect("a save");
-    for place in ["memory", "directory"] {
-        let mut took = Samples(Vec::new());
-        for round in 0..rounds {
+    let redis = redis_with(records, &scratch.file("."));
+    let mut took = [(); 4].map(|()| Samples::default());
+    let [in_memory, on_disk, redis_on_disk, redis_in_memory] = &mut took;
+    for round in 0..rounds {
+        for (place, took) in [("memory", &mut *in_memory), ("directory", &mut *on_disk)] {
             let dir = scratch.file(&format!("replica-{round}"));
             let place = if place == "memory" { place } else { dir.to_str().expect("a name") };
+            warm_memory(WARM_BYTES);
             let began = Instant::now();
             let mut other = Other::start(&address, place);
-            let said = other.wait_for(db.position());
+            other.wait_for(db.position());
             took.0.push(began.elapsed().as_secs_f64());
-            println!("  {said}");
             drop(other);
             let _ = std::fs::remove_dir_all(&dir);
         }
-        println!(
-            "full sync into {place}: {:.2} s ({:.2} to {:.2})",
-            took.median(),
-            took.min(),
-            took.max()
-        );
+        let Some(redis) = &redis else { continue };
+        let direct = &["--repl-diskless-load", "on-empty-db"][..];
+        for (more, took) in [(&[][..], &mut *redis_on_disk), (direct, &mut *redis_in_memory)] {
+            warm_memory(WARM_BYTES);
+            let began = Instant::now();
+            let other = Redis::follow(&scratch.file("."), redis, more);
+            other.wait_for(redis);
+            took.0.push(began.elapsed().as_secs_f64());
+        }
     }
+    drop(redis);
+    for (name, took) in [
+        ("full sync into memory", &*in_memory),
+        ("full sync into a directory", on_disk),
+        ("full sync of Redis, by way of a file as is its default", redis_on_disk),
+        ("full sync of Redis, into memory", redis_in_memory),
+    ] {
+        let (median, min, max) = (took.median(), took.min(), took.max());
+        println!("{name}: {median:.2} s ({min:.2} to {max:.2})");
+    }
+    let against = in_memory.over(redis_on_disk).median();
+    at_most("full sync into memory, of Redis's", against, 0.125, "x");
+    at_most(
+        "full sync into a directory, of Redis's",
+        on_disk.over(redis_on_disk).median(),
+        0.125,
+        "x",
+    );
+    at_most(
+        "full sync into memory, of Redis's into memory",
+        in_memory.over(redis_in_memory).median(),
+        0.125,
+        "x",
+    );
     // Writes meanwhile.
     let probes = Probes::new(KEYS, records, 7);
     let mut idle = Latencies::new();
@@ -197,12 +229,32 @@ fn full(records: usize, rounds: usize) {
     drop(primary);
 }
 
+/// A Redis with the same records, where one is installed.
+fn redis_with(records: usize, dir: &Path) -> Option<Redis> {
+    if !Redis::is_here() {
+        println!("redis-server is not installed: nothing is held against it");
+        return None;
+    }
+    let redis = Redis::start(dir, &[]);
+    redis.fill(records);
+    Some(redis)
+}
+
 fn stream(records: usize, rounds: usize, phase: Duration) {
     let scratch = Scratch::new();
     let (db, data, primary, address) = open(&scratch.file("primary"), records);
     let (mut alone, mut with) = (Samples(Vec::new()), Samples(Vec::new()));
     let mut behind = Samples(Vec::new());
+    let redis = redis_with(records, &scratch.file("."));
+    let (mut redis_alone, mut redis_with) = (Samples::default(), Samples::default());
     for round in 0..rounds {
+        if let Some(redis) = &redis {
+            let writes = usize::try_from(phase.as_millis()).unwrap_or(usize::MAX) * 500;
+            redis_alone.0.push(redis.writes_a_second(records, writes));
+            let other = Redis::follow(&scratch.file("."), redis, &[]);
+            other.wait_for(redis);
+            redis_with.0.push(redis.writes_a_second(records, writes));
+        }
         for is_with in [false, true] {
             let mut other = is_with.then(|| {
                 let mut other = Other::start(&address, "memory");
@@ -239,7 +291,19 @@ fn stream(records: usize, rounds: usize, phase: Duration) {
         behind.min(),
         behind.max()
     );
-    at_least("writes with a replica", with.median() / alone.median(), 0.75, "x");
+    let kept = with.over(&alone);
+    at_least("writes with a replica, of those without", kept.median(), 0.75, "x");
+    println!("   ({:.2} to {:.2})", kept.min(), kept.max());
+    if redis.is_some() {
+        println!(
+            "Redis, pipelines of 32: {:.0} alone, {:.0} with a replica, {:.2} of those without",
+            redis_alone.median(),
+            redis_with.median(),
+            redis_with.over(&redis_alone).median()
+        );
+        let against = with.over(&redis_with).median();
+        at_least("writes with a replica, of Redis's with one", against, 2.0, "x");
+    }
     at_most("behind when the writer ends", behind.max(), 1.0, "s");
     drop(primary);
 }

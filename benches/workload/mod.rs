@@ -8,6 +8,7 @@
 pub(crate) mod contenders;
 pub(crate) mod measure;
 pub(crate) mod records;
+pub(crate) mod redis;
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -26,6 +26,7 @@ use crate::serve::short;
 use crate::serve::signal::Signal;
 use crate::{Error, Fault, LinkKey, Result};
 
+mod build;
 pub(crate) mod session;
 pub(crate) mod spool;
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub struct ReplicaSource {
     keys: Vec<LinkKey>,
     beat: Duration,
     timeout: Duration,
+    threads: usize,
     name: String,
     stale: StalePolicy,
     tell: Option<Arc<Tell>>,
@@ -76,6 +78,7 @@ impl ReplicaSource {
             keys: Vec::new(),
             beat: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
+            threads: thread::available_parallelism().map_or(1, usize::from).min(4),
             name: String::new(),
             stale: StalePolicy::Serve,
             tell: None,
@@ -117,6 +120,13 @@ impl ReplicaSource {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// So many threads build leaves of what comes in a full sync; default: as many as there are processors, 4 at the most.
+    #[must_use]
+    pub fn decoding_threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
         self
     }
 
@@ -565,7 +575,8 @@ impl Following {
         let limits = SessionLimits {
             beat_ms: ms(self.source.beat),
             timeout_ms: ms(self.source.timeout),
-            threads: 0,
+            threads: self.source.threads,
+            always_compresses: true,
             run_bytes: None,
             max_body_len,
             name: self.source.name.clone(),
@@ -589,7 +600,10 @@ impl Following {
         let (watched, end) = drive(link, &how, &signal, begin);
         let has_met = watched.is_some();
         let (refused, fault, kept) = match watched {
-            Some(Watched { session, .. }) => (session.refused, session.fault, session.kept),
+            Some(Watched { mut session, .. }) => {
+                session.settle();
+                (session.refused, session.fault, session.kept)
+            }
             None => (None, None, kept.take().unwrap_or_default()),
         };
         let lost = |error: Option<io::Error>| {

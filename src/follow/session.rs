@@ -157,6 +157,16 @@ impl ReplicaSession {
         self.heals = true;
     }
 
+    /// What came of a transfer that goes no further is kept as far as it is whole.
+    pub(crate) fn settle(&mut self) {
+        if let Some(spool) = &mut self.kept.spool
+            && let Err(error) = spool.settle()
+        {
+            // The source would have been told, had the link not ended before.
+            let _ = differs(error, &mut self.fault);
+        }
+    }
+
     /// The database, if it has not been dropped.
     fn engine(&self) -> Step<Arc<Engine>> {
         self.engine.upgrade().ok_or(Ended::By(Reason::Stopping, 0))
@@ -305,6 +315,7 @@ impl ReplicaSession {
     }
 
     fn ask(&mut self, engine: &Arc<Engine>, _now_ms: u64) -> Step {
+        self.settle();
         let own = self.standing(engine);
         let Some(source) = &self.source else { return Err(Ended::By(Reason::Protocol, 0)) };
         self.number += 1;
@@ -312,11 +323,12 @@ impl ReplicaSession {
             Doubt::Everywhere => Needs::everywhere(Need::Anything),
             doubt => needs_of(engine, own.position, self.fork, doubt == Doubt::Somewhere),
         };
-        let spool = self.kept.spool.take().or_else(|| Spool::reopen(engine));
+        let threads = self.limits.threads.saturating_sub(1);
+        let spool = self.kept.spool.take().or_else(|| Spool::reopen(engine, threads));
         let spool = spool.filter(|spool| spool.is_usable(own.position, &source.lineage));
         let spool = match spool {
             Some(spool) => spool,
-            None => Spool::new(engine, random_id().map_err(Ended::Failed)?),
+            None => Spool::new(engine, random_id().map_err(Ended::Failed)?, threads),
         };
         let (file_id, next_block) = spool.place();
         let ask = Ask {
@@ -364,7 +376,8 @@ impl ReplicaSession {
             Plan::Heal if self.heals => return Err(self.refuse(SyncRefused::SourceLostData)),
             Plan::Heal => {
                 let (weak, signal) = (Weak::clone(&self.engine), Arc::default());
-                let (limits, hub) = (self.limits.clone(), &self.hub);
+                let (limits, hub) =
+                    (SessionLimits { threads: 0, ..self.limits.clone() }, &self.hub);
                 let mut session = SourceSession::new((&weak, hub), 0, limits, signal, now_ms);
                 session.heals();
                 self.stage = Stage::Healing;
@@ -407,12 +420,11 @@ impl ReplicaSession {
 
     fn end(&mut self, engine: &Arc<Engine>, message: End) -> Step {
         let own = self.standing(engine);
-        let Some(mut spool) = self.kept.spool.take() else {
-            return Err(Ended::By(Reason::Protocol, 0));
-        };
-        if message.number != self.number {
-            return Err(Ended::By(Reason::Protocol, 0));
-        }
+        let is_other = message.number != self.number;
+        let spool = self.kept.spool.as_mut().filter(|_| !is_other);
+        let spool = spool.ok_or(Ended::By(Reason::Protocol, 0))?;
+        spool.wait().map_err(|error| differs(error, &mut self.fault))?;
+        let mut spool = self.kept.spool.take().expect("it was there");
         let arrival = spool
             .end(message.blocks, &self.base, &own.lineage)
             .map_err(|error| differs(error, &mut self.fault))?;

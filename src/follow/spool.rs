@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::database::Engine;
+use crate::follow::build::{Builders, Built};
 use crate::format::snapshot::{FileId, Span};
 use crate::format::spool::{SectionKind, SpoolHeader};
 use crate::format::wire::CutMessage;
@@ -23,15 +24,17 @@ use crate::replication::needs::{Need, Needs};
 use crate::storage::STREAM;
 use crate::storage::load::{Arrived, Blocks};
 use crate::storage::spool_file::SpoolFile;
-use crate::tree::{BuiltLeaf, Bulk};
+use crate::tree::BuiltLeaf;
 use crate::{Error, Fault, Result};
 
 /// See the file's head.
 pub(crate) struct Spool {
-    bulk: Bulk,
+    builders: Builders,
     /// Mixed into the checksums of its blocks.
     file_id: FileId,
+    /// The next block to come, and the first of those that are not part of it yet.
     next_block: u64,
+    open_block: u64,
     /// The state that it rests on.
     base: Position,
     /// Up to where, and to which cut, passes came: the one that reaches farthest first, which is the oldest.
@@ -44,7 +47,12 @@ pub(crate) struct Spool {
     bytes: u64,
     /// Keeps it beyond this process, where there is a directory, for as long as that has room.
     file: Option<SpoolFile>,
+    /// So many bytes may wait to be written there.
+    flush_bytes: usize,
 }
+
+/// With each write the system call costs as much as the copying of so many pages.
+const FLUSH_BYTES: usize = 256 << 10;
 
 struct Zone {
     /// Where it ends; `None` at the end of the key space.
@@ -67,34 +75,40 @@ struct Run {
 
 impl Spool {
     /// Rests on the present of `engine`.
-    pub(crate) fn new(engine: &Engine, file_id: FileId) -> Self {
+    pub(crate) fn new(engine: &Engine, file_id: FileId, threads: usize) -> Self {
         let header = SpoolHeader { file_id, base: engine.tree().commit.position() };
         let file = engine.log().map(|log| SpoolFile::create(&log.directory, &header));
         // It is quicker the next time with it, and right without.
         let file = file.and_then(Result::ok);
-        Self { file, ..Self::empty(engine, &header) }
+        let mut spool = Self::empty(engine, &header, threads);
+        spool.file = file;
+        spool
     }
 
-    fn empty(engine: &Engine, header: &SpoolHeader) -> Self {
+    fn empty(engine: &Engine, header: &SpoolHeader, threads: usize) -> Self {
         Self {
-            bulk: engine.tree().bulk(),
+            builders: Builders::new(engine.tree().bulk(), threads),
             file_id: header.file_id,
             next_block: 0,
+            open_block: 0,
             base: header.base,
             zones: Vec::new(),
             pass: None,
             runs: BTreeMap::new(),
             bytes: 0,
             file: None,
+            // Who builds in turn is in no haste.
+            flush_bytes: if threads > 0 { FLUSH_BYTES } else { 0 },
         }
     }
 
     /// What an earlier run has left, if it rests on the present.
-    pub(crate) fn reopen(engine: &Engine) -> Option<Self> {
+    pub(crate) fn reopen(engine: &Engine, threads: usize) -> Option<Self> {
         let own = engine.tree().commit.position();
         let spool: RefCell<Option<Self>> = RefCell::new(None);
         let begin = |header: &SpoolHeader| {
-            *spool.borrow_mut() = (header.base == own).then(|| Self::empty(engine, header));
+            *spool.borrow_mut() =
+                (header.base == own).then(|| Self::empty(engine, header, threads));
             header.base == own
         };
         let show = |kind, payload: &[u8]| {
@@ -104,19 +118,28 @@ impl Spool {
                 SectionKind::Pass => {
                     CutMessage::decode(payload).is_ok_and(|cut| spool.begin_pass(cut).is_ok())
                 }
-                SectionKind::Block => spool.take(payload).is_ok(),
+                // One after the other: what is behind a block that makes no sense is cut off with it.
+                SectionKind::Block => {
+                    spool.add(payload).is_ok() && spool.settle_with(true, false).is_ok()
+                }
             }
         };
         let file = SpoolFile::reopen(&engine.log()?.directory, begin, show)?;
         let mut spool = spool.into_inner()?;
-        // A block that came without what it belongs to comes again.
+        // A block that came without what it belongs to comes again, with another number.
+        spool.open_block = spool.next_block;
         (spool.file, spool.pass) = (Some(file), None);
         Some(spool)
     }
 
     fn keep(&mut self, kind: SectionKind, payload: &[u8]) {
+        let bytes = self.flush_bytes;
+        self.write(|file| file.append(kind, payload, bytes));
+    }
+
+    fn write(&mut self, write: impl FnOnce(&mut SpoolFile) -> Result<()>) {
         if let Some(mut file) = self.file.take() {
-            match file.append(kind, payload) {
+            match write(&mut file) {
                 Ok(()) => self.file = Some(file),
                 // No room: it lives in memory alone.
                 Err(_) => file.remove(),
@@ -131,7 +154,26 @@ impl Spool {
         }
     }
 
-    /// What its blocks are to be numbered with.
+    /// The pass goes no further, if one runs: what came of it whole counts.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] of a block that came and makes no sense.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        let settled = self.wait();
+        self.write(SpoolFile::flush);
+        (self.next_block, self.pass) = (self.open_block, None);
+        settled
+    }
+
+    /// Waits until all blocks that came are a part of it.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] of one that makes no sense.
+    pub(crate) fn wait(&mut self) -> Result<()> {
+        self.settle_with(true, true)
+    }
+
+    /// What its blocks are to be numbered with, once it is settled.
     pub(crate) fn place(&self) -> (FileId, u64) {
         (self.file_id, self.next_block)
     }
@@ -192,20 +234,45 @@ impl Spool {
     /// # Errors
     /// [`Error::Corrupt`] if it is not what should come.
     pub(crate) fn block(&mut self, block: &[u8]) -> Result<()> {
-        self.take(block)?;
-        self.keep(SectionKind::Block, block);
-        Ok(())
+        self.add(block)?;
+        self.settle_with(false, true)
     }
 
-    fn take(&mut self, block: &[u8]) -> Result<()> {
-        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
-        let early = || told(Fault::Order { field: "messages of a pass" });
+    fn add(&mut self, block: &[u8]) -> Result<()> {
+        let early = Fault::Order { field: "messages of a pass" };
+        let early = || Error::corrupt(Path::new(STREAM), 0, early);
         let pass = self.pass.as_mut().ok_or_else(early)?;
-        let arrived = pass.blocks.take(&self.bulk, block, &self.file_id, self.next_block)?;
+        let group = pass.blocks.take(block, &self.file_id, self.next_block)?;
         self.next_block += 1;
         self.bytes += block.len() as u64;
         pass.count += 1;
-        let Some(Arrived { low, high, leaves }) = arrived else { return Ok(()) };
+        if let Some(group) = group {
+            self.builders.add(group, self.next_block);
+        }
+        Ok(())
+    }
+
+    /// Makes what has been built a part of it, and waits for `all` that is being built; `keeps` it in the file.
+    fn settle_with(&mut self, all: bool, keeps: bool) -> Result<()> {
+        while let Some(Built { group, leaves, end }) = self.builders.next(all) {
+            if let Err(error) = leaves.and_then(|leaves| self.take(leaves)) {
+                // Nor does what came behind it count.
+                self.builders.clear();
+                return Err(error);
+            }
+            self.open_block = end;
+            if keeps {
+                group.blocks().for_each(|block| self.keep(SectionKind::Block, block));
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, arrived: Arrived<BuiltLeaf>) -> Result<()> {
+        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
+        let early = || told(Fault::Order { field: "messages of a pass" });
+        let pass = self.pass.as_mut().ok_or_else(early)?;
+        let Arrived { low, high, leaves } = arrived;
         if pass.at.as_ref().is_none_or(|at| low < *at) {
             return Err(told(Fault::Order { field: "fences of leaf blocks" }));
         }
@@ -266,7 +333,7 @@ impl Spool {
         self.runs.insert(low, Run { high, leaves });
     }
 
-    /// The pass has ended, with so many blocks: what came is the state at its cut, or what is to be put in the place of what is there for it, if in all ranges
+    /// The pass has ended, with so many blocks, for all of which was waited: what came is the state at its cut, or what is to be put in the place of what is there for it, if in all ranges
     /// that `base` needs something came. `own` is the line of what is there.
     ///
     /// # Errors

@@ -1,12 +1,20 @@
 //! Installs on a disk that is cut off, or fails.
+#![allow(clippy::cast_possible_truncation, reason = "small random numbers")]
+use std::sync::Arc;
+
 use crate::clock::{Random, test_seeds};
+use crate::commit::Holder;
 use crate::follow::spool::Spool;
-use crate::format::snapshot::Span;
+use crate::format::snapshot::{Codec, Span};
 use crate::format::wire::CutMessage;
 use crate::position::{HistoryId, Seq};
 use crate::replication::needs::{Need, Needs};
+use crate::serve::transfer::{Next, Transfer};
 use crate::storage::sim::{DiskFault, SimDisk};
-use crate::{Database, Durability, SaveOptions};
+use crate::storage::source::Cut;
+use crate::storage::writer::WriterOptions;
+use crate::tree::Pass;
+use crate::{Database, Durability, Error, SaveOptions};
 
 fn on(disk: &SimDisk) -> crate::Builder {
     Database::builder().disk(disk.clone()).manual_log().manual_reclaim()
@@ -134,13 +142,76 @@ fn a_pass_that_leaves_something_out_is_refused() {
         lineage: vec![span],
     };
     for (need, is_enough) in [(Need::Anything, false), (Need::NewerThan(Seq(0)), true)] {
-        let mut spool = Spool::new(db.engine(), [3; 16]);
+        let mut spool = Spool::new(db.engine(), [3; 16], 1);
         spool.begin(cut.clone()).unwrap();
         let ended = spool.end(0, &Needs::everywhere(need), &[]);
         assert_eq!(ended.is_ok(), is_enough);
     }
     // Nor one that sent more or fewer blocks than it says.
-    let mut spool = Spool::new(db.engine(), [3; 16]);
+    let mut spool = Spool::new(db.engine(), [3; 16], 1);
     spool.begin(cut).unwrap();
     assert!(spool.end(1, &Needs::everywhere(Need::NewerThan(Seq(0))), &[]).is_err());
+}
+
+/// Blocks are built by several threads, in whatever order these come to it. One that makes no sense takes all behind it along, and nothing before it; it is sent
+/// again with the same number.
+#[test]
+fn blocks_count_in_the_order_in_which_they_came() {
+    let source = Database::builder().leaf_entries(4).manual_reclaim().in_memory().unwrap();
+    let films = source.keyspace("films").unwrap();
+    for n in 0..2_000_u32 {
+        films.insert(n.to_be_bytes(), n.to_string()).unwrap();
+    }
+    films.insert(1_000_u32.to_be_bytes(), vec![7; 200_000]).unwrap();
+    for seed in test_seeds(20) {
+        let mut random = Random::new(seed);
+        let replica = Database::in_memory();
+        let threads = random.below(4) as usize;
+        let mut spool = Spool::new(replica.engine(), [3; 16], threads);
+        let pass = Pass::take(source.engine().tree(), Holder::Replica).unwrap();
+        let cut = Cut::of(pass.cut());
+        let message = CutMessage {
+            number: 1,
+            time_ms: cut.time_ms,
+            records: cut.entries,
+            fingerprint: cut.fingerprint,
+            durable: Seq(0),
+            chain: 0,
+            lineage: cut.lineage,
+        };
+        spool.begin(message).unwrap();
+        let needs = Needs::everywhere(Need::Anything);
+        let options =
+            WriterOptions { codec: Codec::Lz4, threads: 0, rate_limit: None, run_bytes: Some(100) };
+        let signal = Arc::default();
+        let mut transfer =
+            Transfer::begin(pass, needs.clone(), ([3; 16], 0), (options, false), &signal);
+        let mut blocks = Vec::new();
+        while let Next::Block(block) = transfer.next().unwrap() {
+            blocks.push(block.to_vec());
+        }
+        let damaged = random.below(blocks.len() as u64) as usize;
+        let mut told = None;
+        for (at, block) in blocks.iter().enumerate() {
+            let mut block = block.clone();
+            if at == damaged {
+                *block.last_mut().unwrap() ^= 1;
+            }
+            told = spool.block(&block).err();
+            if told.is_some() {
+                break;
+            }
+        }
+        let told = told.or_else(|| spool.settle().err());
+        assert!(matches!(told, Some(Error::Corrupt { .. })), "seed {seed}: {told:?}");
+        let _ = spool.settle();
+        let (_, next) = spool.place();
+        let next = usize::try_from(next).unwrap();
+        // A chunk is proven with the leaf block behind it, and both come again.
+        assert!(
+            next <= damaged && damaged < next + 6,
+            "seed {seed}: {damaged} is bad, next {next}"
+        );
+        assert!(spool.needs(&needs).ranges().len() < 3, "seed {seed}");
+    }
 }

@@ -158,6 +158,7 @@ impl Frame {
 /// Makes blocks. The same content gives the same bytes, whichever blocks were made before.
 pub(crate) struct Packer {
     codec: Codec,
+    is_in_haste: bool,
     /// The compressor clears its table before each use, but never goes back from a large to a small one, which
     /// finds other matches: so there are two, and the length of the content alone decides.
     small: CompressTable,
@@ -168,7 +169,18 @@ pub(crate) struct Packer {
 
 impl Packer {
     pub(crate) fn new(codec: Codec) -> Self {
-        Packer { codec, small: CompressTable::small(), large: None, scratch: Vec::new() }
+        Packer {
+            codec,
+            is_in_haste: false,
+            small: CompressTable::small(),
+            large: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// In haste nothing is compressed from now on.
+    pub(crate) fn haste(&mut self, is_in_haste: bool) {
+        self.is_in_haste = is_in_haste;
     }
 
     /// Appends `raw` to `out` as a block that has no ordinal and no checksum of its frame yet: [`number`] adds both.
@@ -186,7 +198,9 @@ impl Packer {
         if raw_len == 0 {
             return None;
         }
-        let tries = self.codec == Codec::Lz4 && matches!(kind, Kind::Leaves | Kind::Chunk);
+        let tries = self.codec == Codec::Lz4
+            && !self.is_in_haste
+            && matches!(kind, Kind::Leaves | Kind::Chunk);
         let (codec, body) = match tries.then(|| self.compress(raw)).flatten() {
             Some(packed) => (Codec::Lz4, packed),
             None => (Codec::Raw, raw),

@@ -39,6 +39,7 @@ pub struct PrimaryOptions {
     pub(crate) beat: Duration,
     pub(crate) timeout: Duration,
     pub(crate) threads: usize,
+    pub(crate) always_compresses: bool,
     pub(crate) most_transfers: usize,
     pub(crate) most_sessions: usize,
     pub(crate) name: String,
@@ -53,6 +54,7 @@ impl Default for PrimaryOptions {
             beat: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             threads: thread::available_parallelism().map_or(1, usize::from),
+            always_compresses: false,
             most_transfers: 2,
             most_sessions: 64,
             name: String::new(),
@@ -94,6 +96,14 @@ impl PrimaryOptions {
     #[must_use]
     pub fn encoding_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Compresses all that is sent of a state, for a link whose bytes cost something. By default a full sync is compressed once the link
+    /// has proven slower than 120 MB/s; the leaves of a delta always are.
+    #[must_use]
+    pub fn always_compress(mut self, always: bool) -> Self {
+        self.always_compresses = always;
         self
     }
 
@@ -442,6 +452,7 @@ fn limits(options: &PrimaryOptions) -> SessionLimits {
         beat_ms: ms(options.beat),
         timeout_ms: ms(options.timeout),
         threads: options.threads,
+        always_compresses: options.always_compresses,
         run_bytes: options.run_bytes,
         max_body_len: crate::format::record::MAX_BODY_LEN_U32,
         name: options.name.clone(),

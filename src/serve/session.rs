@@ -47,6 +47,8 @@ pub(crate) struct SessionLimits {
     pub(crate) timeout_ms: u64,
     /// Threads that encode leaves; without any it is done in turn.
     pub(crate) threads: usize,
+    /// Blocks are compressed whether the link needs it or not.
+    pub(crate) always_compresses: bool,
     /// Bytes of keys and values in a block, if not as many as usual.
     pub(crate) run_bytes: Option<usize>,
     /// The longest body of a record that one takes.
@@ -431,6 +433,9 @@ impl SourceSession {
             rate_limit: None,
             run_bytes: self.limits.run_bytes,
         };
+        // Few leaves are sent because bytes are to be spared; all of them are to be there soon.
+        let is_whole = matches!(&ask.needs[..], [(_, Need::Anything | Need::NewerThan(Seq(0)))]);
+        let adapts = is_whole && !self.limits.always_compresses;
         let mut needs = Needs::of_ranges(ask.needs.clone());
         // What is written meanwhile has a newer stamp.
         needs.resolve(|low, high| {
@@ -438,7 +443,7 @@ impl SourceSession {
             sums.iter().fold(0_u64, |sum, of| sum.wrapping_add(of.totals.fingerprint))
         });
         let place = (ask.file_id, ask.next_block);
-        let transfer = Transfer::begin(pass, needs, place, options, &self.signal);
+        let transfer = Transfer::begin(pass, needs, place, (options, adapts), &self.signal);
         self.offer(ask.number, Plan::Leaves);
         let mut payload = Vec::new();
         cut.encode(&mut payload);

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use crate::format::block::number;
 use crate::format::snapshot::FileId;
@@ -19,6 +20,11 @@ use crate::{Error, Result};
 
 /// Encoded bytes may wait up to so many.
 const QUEUE_BYTES: usize = 8 << 20;
+/// A link that takes fewer bytes a second than this gets compressed blocks, if it is left to us: what gigabit Ethernet carries, and less than a
+/// replica takes that shares two processors with its source.
+const FAST: u64 = 120_000_000;
+/// It is measured over so many bytes each time: more than wait in queues on the way.
+const MEASURED: u64 = 16 << 20;
 
 /// The leaves of a cut that are needed.
 struct Needed {
@@ -71,6 +77,9 @@ struct Queue {
 struct Waiting {
     pieces: VecDeque<Piece>,
     bytes: usize,
+    /// So many bytes were taken since then.
+    taken: u64,
+    since: Option<Instant>,
     /// How the pass ended.
     ended: Option<Result<()>>,
     /// Nobody takes any more.
@@ -89,12 +98,12 @@ pub(crate) enum Next<'a> {
 
 impl Transfer {
     /// Begins to encode what `needs` says of the cut of `pass`; blocks are numbered from `next_block` on. Without `threads` whoever asks for
-    /// the next block encodes it.
+    /// the next block encodes it; with them, a transfer that `adapts` compresses only once the link proves slow.
     pub(crate) fn begin(
         pass: Pass,
         needs: Needs,
         (file_id, next_block): (FileId, u64),
-        options: WriterOptions,
+        (options, adapts): (WriterOptions, bool),
         signal: &Arc<Signal>,
     ) -> Self {
         let needed = Needed { pass, needs };
@@ -105,7 +114,7 @@ impl Transfer {
                 progress: Progress::default(),
                 ended: false,
             },
-            _ => Way::Aside(Queue::fill(needed, options, signal)),
+            _ => Way::Aside(Queue::fill(needed, (options, adapts), signal)),
         };
         let (bytes, lens) = (Vec::new(), VecDeque::new());
         Transfer { way, file_id, next_block, blocks: 0, bytes, at: 0, lens }
@@ -164,12 +173,16 @@ impl Drop for Transfer {
 
 impl Queue {
     /// Has all that is needed encoded on threads of its own.
-    fn fill(needed: Needed, options: WriterOptions, signal: &Arc<Signal>) -> Arc<Self> {
+    fn fill(
+        needed: Needed,
+        (options, adapts): (WriterOptions, bool),
+        signal: &Arc<Signal>,
+    ) -> Arc<Self> {
         let queue = Arc::new(Self {
             state: Mutex::default(),
             room: Condvar::new(),
             signal: Arc::clone(signal),
-            progress: Progress::default(),
+            progress: Progress { in_haste: adapts.into(), ..Progress::default() },
         });
         let filled = Arc::clone(&queue);
         let run = move || {
@@ -210,6 +223,16 @@ impl Queue {
         let mut state = self.state();
         if let Some(piece) = state.pieces.pop_front() {
             state.bytes -= piece.bytes.len();
+            state.taken += piece.bytes.len() as u64;
+            if state.taken >= MEASURED {
+                let since = state.since.replace(Instant::now());
+                let taken = std::mem::take(&mut state.taken);
+                let ms = since.map_or(0, |since| since.elapsed().as_millis());
+                if u128::from(taken) * 1000 < ms * u128::from(FAST) {
+                    // Relaxed: a hint.
+                    self.progress.in_haste.store(false, Ordering::Relaxed);
+                }
+            }
             drop(state);
             self.room.notify_all();
             return Ok(Some(Some(piece)));

@@ -227,6 +227,7 @@ fn limits(options: &TurnOptions) -> SessionLimits {
         beat_ms: options.beat_ms,
         timeout_ms: options.timeout_ms,
         threads: 0,
+        always_compresses: true,
         run_bytes: None,
         max_body_len: crate::format::record::MAX_BODY_LEN_U32,
         name: String::new(),

@@ -115,10 +115,16 @@ pub(crate) fn load_stream<'s, S: LeafSink>(
 #[derive(Default)]
 pub(crate) struct Blocks {
     chunks: Chunks,
-    content: Content,
 }
 
-/// What became of a block.
+/// A leaf block and the chunk blocks before it, as they came.
+pub(crate) struct Group {
+    chunks: Chunks,
+    frame: Frame,
+    block: Vec<u8>,
+}
+
+/// What became of a group.
 pub(crate) struct Arrived<T> {
     pub(crate) low: Vec<u8>,
     pub(crate) high: Option<Vec<u8>>,
@@ -127,20 +133,19 @@ pub(crate) struct Arrived<T> {
 }
 
 impl Blocks {
-    /// Proves the block of this ordinal and builds its leaves; `None` of a chunk, which waits for its leaf block.
-    pub(crate) fn take<'s, S: LeafSink>(
+    /// Proves the frame of the block of this ordinal; `None` of a chunk, which waits for its leaf block.
+    pub(crate) fn take(
         &mut self,
-        sink: &'s S,
         block: &[u8],
         file_id: &FileId,
         ordinal: u64,
-    ) -> Result<Option<Arrived<Built<'s, S>>>> {
+    ) -> Result<Option<Group>> {
         let damaged = |damage| damaged(0, damage);
         let short = |available| {
             let (field, needed) = ("frame of a block", FRAME_LEN as u64);
             damaged(Damage::new(0, Fault::Truncated { field, needed, available }))
         };
-        let (head, stored) =
+        let (head, _) =
             block.split_first_chunk::<FRAME_LEN>().ok_or_else(|| short(block.len() as u64))?;
         let frame = Frame::decode(head, file_id)
             .and_then(|frame| frame.expect(frame.kind, ordinal).map(|()| frame))
@@ -148,22 +153,19 @@ impl Blocks {
         match frame.kind {
             Kind::Chunk => {
                 // Its length is proven with it.
-                self.chunks.waiting.push((0, frame, stored.to_vec()));
-                return Ok(None);
+                let (bytes, body_at) = (block.to_vec(), FRAME_LEN);
+                self.chunks.waiting.push(Chunk { offset: 0, frame, bytes, body_at });
+                Ok(None)
             }
-            Kind::Leaves => {}
+            Kind::Leaves => {
+                let chunks = std::mem::take(&mut self.chunks);
+                Ok(Some(Group { chunks, frame, block: block.to_vec() }))
+            }
             _ => {
                 let fault = Fault::Order { field: "kinds of blocks" };
-                return Err(damaged(Damage::new(0, fault)));
+                Err(damaged(Damage::new(0, fault)))
             }
         }
-        let mut raw = Vec::new();
-        frame.unpack(stored, &mut raw).map_err(damaged)?;
-        let leaves = Leaves::decode(raw, frame.items).map_err(damaged)?;
-        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
-        self.content.add(&leaves).map_err(told)?;
-        let (low, high) = (leaves.low().to_vec(), leaves.high().map(<[u8]>::to_vec));
-        Ok(Some(Arrived { low, high, leaves: self.chunks.build(sink, 0, &leaves)? }))
     }
 
     /// Whether chunks wait for a leaf block.
@@ -172,24 +174,53 @@ impl Blocks {
     }
 }
 
+impl Group {
+    /// Its blocks, in order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
+        let chunks = self.chunks.waiting.iter().map(|chunk| &chunk.bytes[..]);
+        chunks.chain([&self.block[..]])
+    }
+
+    /// Proves what its blocks hold, and builds its leaves.
+    pub(crate) fn build<'s, S: LeafSink>(&self, sink: &'s S) -> Result<Arrived<Built<'s, S>>> {
+        let damaged = |damage| damaged(0, damage);
+        let mut raw = Vec::new();
+        self.frame.unpack(&self.block[FRAME_LEN..], &mut raw).map_err(damaged)?;
+        let leaves = Leaves::decode(raw, self.frame.items).map_err(damaged)?;
+        let told = |fault| Error::corrupt(Path::new(STREAM), 0, fault);
+        Content::default().add(&leaves).map_err(told)?;
+        let (low, high) = (leaves.low().to_vec(), leaves.high().map(<[u8]>::to_vec));
+        Ok(Arrived { low, high, leaves: self.chunks.build(sink, 0, &leaves)? })
+    }
+}
+
 /// Chunk blocks whose leaf block has not come yet, as they came.
 #[derive(Default)]
 struct Chunks {
-    waiting: Vec<(u64, Frame, Vec<u8>)>,
+    waiting: Vec<Chunk>,
+}
+
+struct Chunk {
+    /// Where it came from, for who is told of damage.
+    offset: u64,
+    frame: Frame,
+    bytes: Vec<u8>,
+    /// Where its body starts in them.
+    body_at: usize,
 }
 
 impl Chunks {
     /// Builds the leaves of a block at `offset`, of which all that waits is a part.
     fn build<'s, S: LeafSink>(
-        &mut self,
+        &self,
         sink: &'s S,
         offset: u64,
         leaves: &Leaves,
     ) -> Result<Vec<Built<'s, S>>> {
-        let chunks = std::mem::take(&mut self.waiting);
-        equal(0, "chunk blocks of a leaf block", chunks.len() as u64, leaves.chunks().1)
+        let count = self.waiting.len() as u64;
+        equal(0, "chunk blocks of a leaf block", count, leaves.chunks().1)
             .map_err(|damage| damaged(offset, damage))?;
-        let mut chunks = chunks.into_iter();
+        let mut chunks = self.waiting.iter();
         build(sink, leaves, |large| {
             let count = chunk_count(large.len);
             unpack_large(large, offset, chunks.by_ref().take(count))
@@ -227,7 +258,8 @@ impl<'s, S: LeafSink> Stream<'s, S> {
         let damaged_here = |damage| damaged(place.offset, damage);
         match frame.kind {
             Kind::Chunk if self.next_low.is_some() => {
-                self.chunks.waiting.push((place.offset, frame, stored));
+                let (offset, bytes) = (place.offset, stored);
+                self.chunks.waiting.push(Chunk { offset, frame, bytes, body_at: 0 });
                 Ok(())
             }
             Kind::Leaves if self.next_low.is_some() => {
@@ -254,7 +286,8 @@ impl<'s, S: LeafSink> Stream<'s, S> {
             return Err(told(Fault::Order { field: "fences of leaf blocks" }));
         }
         self.content.add(leaves).map_err(told)?;
-        self.built.extend(self.chunks.build(self.sink, place.offset, leaves)?);
+        let chunks = std::mem::take(&mut self.chunks);
+        self.built.extend(chunks.build(self.sink, place.offset, leaves)?);
         let totals = leaves.totals();
         self.totals.add(&totals);
         self.seen.push(Seen {
@@ -338,20 +371,20 @@ impl<S: LeafSink> Stream<'_, S> {
 }
 
 /// Puts the chunks of a large value together and proves the whole.
-fn unpack_large(
+fn unpack_large<'a>(
     large: &Large,
     block_offset: u64,
-    chunks: impl Iterator<Item = (u64, Frame, Vec<u8>)>,
+    chunks: impl Iterator<Item = &'a Chunk>,
 ) -> Result<Box<[u8]>> {
     // Bounded by what the chunks, which are here, can unpack to: the leaf block's decoder saw to that.
     let mut value = vec![0; large.len].into_boxed_slice();
     let mut rest = &mut *value;
     let mut bytes = 0;
     let mut raw = Vec::new();
-    for (i, (offset, frame, stored)) in chunks.enumerate() {
-        check_chunk(&frame, large, i)
-            .and_then(|()| frame.unpack(&stored, &mut raw))
-            .map_err(|damage| damaged(offset, damage))?;
+    for (i, Chunk { offset, frame, bytes: stored, body_at }) in chunks.enumerate() {
+        check_chunk(frame, large, i)
+            .and_then(|()| frame.unpack(&stored[*body_at..], &mut raw))
+            .map_err(|damage| damaged(*offset, damage))?;
         let (to, after) = std::mem::take(&mut rest).split_at_mut(raw.len());
         to.copy_from_slice(&raw);
         rest = after;

@@ -17,8 +17,11 @@ pub(crate) struct SpoolFile {
     path: PathBuf,
     file: Box<dyn DiskFile>,
     file_id: FileId,
+    /// Where what is written ends.
     offset: u64,
     index: u64,
+    /// What is to be written next.
+    buffer: Vec<u8>,
 }
 
 impl SpoolFile {
@@ -31,18 +34,26 @@ impl SpoolFile {
         let written = write_all_at(&*file, &header.encode(), 0);
         written.map_err(|source| Error::io("write", &path, source))?;
         let (file_id, offset) = (header.file_id, SPOOL_HEADER_LEN as u64);
-        Ok(Self { disk, path, file, file_id, offset, index: 0 })
+        Ok(Self { disk, path, file, file_id, offset, index: 0, buffer: Vec::new() })
     }
 
-    /// Appends a section.
-    pub(crate) fn append(&mut self, kind: SectionKind, payload: &[u8]) -> Result<()> {
+    /// Appends a section, which is written with those after it once there are so many bytes of them.
+    pub(crate) fn append(&mut self, kind: SectionKind, payload: &[u8], bytes: usize) -> Result<()> {
         let told = |source| Error::io("write", &self.path, source);
         let head = SectionHead::encode(kind, payload, &self.file_id, self.index)
             .ok_or_else(|| told(std::io::ErrorKind::FileTooLarge.into()))?;
-        write_all_at(&*self.file, &head, self.offset).map_err(told)?;
-        write_all_at(&*self.file, payload, self.offset + head.len() as u64).map_err(told)?;
-        self.offset += (head.len() + payload.len()) as u64;
+        self.buffer.extend_from_slice(&head);
+        self.buffer.extend_from_slice(payload);
         self.index += 1;
+        if self.buffer.len() >= bytes { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes what is not written yet.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let written = write_all_at(&*self.file, &self.buffer, self.offset);
+        written.map_err(|source| Error::io("write", &self.path, source))?;
+        self.offset += self.buffer.len() as u64;
+        self.buffer.clear();
         Ok(())
     }
 
@@ -63,7 +74,8 @@ impl SpoolFile {
             return None;
         }
         let (file_id, offset) = (header.file_id, SPOOL_HEADER_LEN as u64);
-        let mut spool = Self { disk, path, file, file_id, offset, index: 0 };
+        let buffer = Vec::new();
+        let mut spool = Self { disk, path, file, file_id, offset, index: 0, buffer };
         while spool.section(len, &mut show).is_some() {}
         // What is behind was on its way.
         spool.file.set_len(spool.offset).ok()?;

@@ -61,6 +61,8 @@ pub(crate) struct Progress {
     pub(crate) raw_bytes: AtomicU64,
     pub(crate) file_bytes: AtomicU64,
     pub(crate) cancelled: AtomicBool,
+    /// Blocks are not to be compressed.
+    pub(crate) in_haste: AtomicBool,
 }
 
 impl Progress {
@@ -341,6 +343,7 @@ impl Encoder {
         progress: &Progress,
         outlet: Outlet<'_>,
     ) -> Result<()> {
+        self.parcel.packer.haste(progress.in_haste.load(Ordering::Relaxed));
         for Claimed { copy, raw_bytes, ends_run } in claimed {
             if !self.builder.is_empty() && self.builder.raw_len() + *raw_bytes > BLOCK_BYTES {
                 self.close(Some(copy.low()), outlet)?;

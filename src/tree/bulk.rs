@@ -26,6 +26,8 @@ pub(crate) struct Bulk {
 pub(crate) struct BuiltLeaf {
     pub(super) page: Page,
     pub(super) stamp: Seq,
+    /// Bytes of its keys and values.
+    raw_bytes: usize,
 }
 
 /// Fills the leaves of one range.
@@ -36,6 +38,7 @@ pub(crate) struct LeafBuilder<'a> {
     stamp: Seq,
     /// Grows as entries come; copied to its exact size at the end.
     page: Page,
+    raw_bytes: usize,
     last_key: Vec<u8>,
     built: Vec<BuiltLeaf>,
 }
@@ -48,7 +51,13 @@ impl BuiltLeaf {
 
     /// Shows what its entries add up to, as [`Page::sum_up`].
     pub(crate) fn sum_up(&self, prefix_len: usize, show: &mut dyn FnMut(&[u8], &Totals)) {
-        self.page.sum_up(0..self.page.len(), prefix_len, show);
+        let page = &self.page;
+        if page.len() == 0 || page.prefix_len() < prefix_len {
+            return page.sum_up(0..page.len(), prefix_len, show);
+        }
+        let (records, fingerprint) = (page.len() as u64, page.fingerprint());
+        let bytes = (self.raw_bytes - prefix_len * page.len()) as u64;
+        show(&page.prefix()[..prefix_len], &Totals { records, bytes, fingerprint });
     }
 
     /// Where it ends; `None` at the end of the key space.
@@ -77,12 +86,12 @@ impl BuiltLeaf {
                 below.push(leaf);
                 continue;
             }
-            let BuiltLeaf { page, stamp } = leaf;
+            let BuiltLeaf { page, stamp, .. } = leaf;
             let at = page.seek(key);
             let left = page.copied(0..at, page.low(), Some(key), 0);
-            below.push(BuiltLeaf { page: left, stamp });
+            below.push(BuiltLeaf { raw_bytes: left.raw_bytes(), page: left, stamp });
             let right = page.copied(at..page.len(), key, page.high(), 0);
-            leaves.push_front(BuiltLeaf { page: right, stamp });
+            leaves.push_front(BuiltLeaf { raw_bytes: right.raw_bytes(), page: right, stamp });
             break;
         }
         below
@@ -104,6 +113,7 @@ impl Bulk {
             high: high.map(<[u8]>::to_vec),
             stamp,
             page: Page::new(&self.arena, low, high, self.config.leaf_bytes),
+            raw_bytes: 0,
             last_key: Vec::new(),
             built: Vec::new(),
         }
@@ -123,7 +133,7 @@ impl Bulk {
         let slab = Arc::new(Slab::new());
         let ids: Vec<_> = leaves.iter().map(|_| slab.alloc()).collect();
         let mut entries = Vec::with_capacity(ids.len());
-        for (at, BuiltLeaf { page, stamp }) in leaves.into_iter().enumerate() {
+        for (at, BuiltLeaf { page, stamp, .. }) in leaves.into_iter().enumerate() {
             entries.push((page.low().to_vec(), ids[at]));
             let next = ids.get(at + 1).copied();
             *slab.get(ids[at]).0.write() =
@@ -180,6 +190,7 @@ impl LeafBuilder<'_> {
         }
         self.page.insert(self.page.len(), key, entry);
         self.page.add_fingerprint(fingerprint::entry(key, hash, entry.expire_at));
+        self.raw_bytes += key.len() + entry.value.len();
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
     }
@@ -194,7 +205,8 @@ impl LeafBuilder<'_> {
                 std::mem::replace(&mut self.page, empty).shrunk()
             }
         };
-        self.built.push(BuiltLeaf { page, stamp: self.stamp });
+        let raw_bytes = std::mem::take(&mut self.raw_bytes);
+        self.built.push(BuiltLeaf { page, stamp: self.stamp, raw_bytes });
         if let Some(middle) = middle {
             self.low = middle.to_vec();
             let room = self.bulk.config.leaf_bytes;

@@ -452,47 +452,82 @@ impl Directory {
 
     /// Enters a leaf. Its latch is held by the caller.
     pub(crate) fn insert(&self, low: &[u8], id: LeafId) {
+        self.insert_all(vec![(low.to_vec(), id)]);
+    }
+
+    /// Enters leaves, ascending, whose latches are held by the caller: a node that takes many is made anew once.
+    pub(crate) fn insert_all(&self, leaves: Vec<(Vec<u8>, LeafId)>) {
         let _writer = self.writer.lock();
-        let guard = &pin();
-        let path = self.path_to(low, guard);
-        let mut carry = (low.to_vec(), Child::Leaf(id));
+        let mut leaves = leaves.into_iter().peekable();
+        while let Some((low, _)) = leaves.peek() {
+            let guard = &pin();
+            let path = self.path_to(low, guard);
+            // Where the node begins that comes after the one at the end of the path.
+            let next = path.iter().rev().skip(1).find(|step| step.at + 1 < step.node.count);
+            let end = next.map(|step| step.node.full_separator(step.at + 1));
+            let is_here = |(low, _): &(Vec<u8>, LeafId)| end.as_ref().is_none_or(|end| low < end);
+            let mut here = Vec::new();
+            while let Some((low, id)) = leaves.next_if(is_here) {
+                here.push((low, Child::Leaf(id)));
+            }
+            self.insert_along(&path, here, guard);
+        }
+    }
+
+    /// Enters children of the node at the end of `path`.
+    fn insert_along(&self, path: &[Step<'_>], mut carry: Vec<(Vec<u8>, Child)>, guard: &Guard) {
         for (depth, step) in path.iter().enumerate().rev() {
             let mut entries = step.node.entries(guard);
-            let at = match path.get(depth + 1) {
+            let mut at = step.at;
+            match path.get(depth + 1) {
                 // The child that was split starts at its fence, wherever its first entry is.
                 Some(child) => {
-                    entries[step.at].0.clone_from(&child.low);
-                    step.at + 1
+                    entries[at].0.clone_from(&child.low);
+                    let count = carry.len();
+                    entries.splice(at + 1..at + 1, carry);
+                    at += count;
                 }
-                None => entries.partition_point(|(separator, _)| *separator < carry.0),
-            };
-            if entries.get(at).is_some_and(|(separator, _)| *separator == carry.0) {
-                entries[at] = carry;
-                return self.put(step, Node::new(entries), guard);
+                None => {
+                    for (low, child) in carry {
+                        at = entries.partition_point(|(separator, _)| *separator < low);
+                        match entries.get_mut(at) {
+                            Some(entry) if entry.0 == low => entry.1 = child,
+                            _ => entries.insert(at, (low, child)),
+                        }
+                    }
+                }
             }
-            entries.insert(at, carry);
             if entries.len() <= FANOUT {
                 return self.put(step, Node::new(entries), guard);
             }
-            // An ascending load leaves the left node full.
-            let half = if at == FANOUT { FANOUT - 1 } else { FANOUT / 2 };
-            let right = entries.split_off(half);
-            let middle = right[0].0.clone();
-            let left = Node::new(entries);
-            let right = Node::new(right);
+            // An ascending load leaves the left nodes full.
+            let parts = entries.len().div_ceil(FANOUT);
+            let is_ascending = at + 1 == entries.len();
+            let by = if is_ascending { FANOUT - 1 } else { entries.len().div_ceil(parts) };
             if depth == 0 {
-                self.grown(&left, 1);
-                self.grown(&right, 1);
-                let halves = vec![
-                    (Vec::new(), Child::Node(Slot::new(left))),
-                    (middle, Child::Node(Slot::new(right))),
-                ];
-                return self.put(step, Node::new(halves), guard);
+                let mut level = entries;
+                while level.len() > FANOUT {
+                    level = self.divided(level, by);
+                }
+                return self.put(step, Node::new(level), guard);
             }
-            self.put(step, left, guard);
-            self.grown(&right, 1);
-            carry = (middle, Child::Node(Slot::new(right)));
+            let right = entries.split_off(by);
+            self.put(step, Node::new(entries), guard);
+            carry = self.divided(right, by);
         }
+    }
+
+    /// Nodes of `by` entries each, by where they begin.
+    fn divided(&self, entries: Vec<(Vec<u8>, Child)>, by: usize) -> Vec<(Vec<u8>, Child)> {
+        let mut nodes = Vec::with_capacity(entries.len().div_ceil(by));
+        let mut entries = entries.into_iter().peekable();
+        while let Some((low, _)) = entries.peek() {
+            let low = low.clone();
+            let node = Node::new(entries.by_ref().take(by).collect());
+            self.grown(&node, 1);
+            nodes.push((low, Child::Node(Slot::new(node))));
+        }
+        nodes
     }
 
     /// Removes the leaf entered at `low`. Its latch is held by the caller.
@@ -632,9 +667,15 @@ mod tests {
             for step in 1..6_000u32 {
                 let low = key(next());
                 if next() % 1000 < if step < 3_000 { 800 } else { 200 } {
-                    if !low.is_empty() {
-                        directory.insert(&low, LeafId(step));
-                        model.insert(low, LeafId(step));
+                    // Now and then many at once.
+                    let count = if step % 50 == 0 { 1 + next() % 200 } else { 1 };
+                    let lows = std::iter::once(low).chain((1..count).map(|_| key(next())));
+                    let leaves: BTreeMap<_, _> =
+                        lows.filter(|low| !low.is_empty()).map(|low| (low, LeafId(step))).collect();
+                    model.extend(leaves.clone());
+                    match leaves.len() {
+                        1 => leaves.iter().for_each(|(low, id)| directory.insert(low, *id)),
+                        _ => directory.insert_all(leaves.into_iter().collect()),
                     }
                 } else if let Some(low) = model.range(low..).next().map(|(low, _)| low.clone())
                     && !low.is_empty()

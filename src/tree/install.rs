@@ -12,6 +12,7 @@ use crate::Result;
 use crate::commit::{Cut, Installed, Totals};
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
+use crate::sync::pin;
 use crate::tree::bulk::{BuiltLeaf, Bulk};
 use crate::tree::directory::LeafId;
 use crate::tree::leaf::{Leaf, Whole};
@@ -183,6 +184,7 @@ impl Tree {
         let mut next = latch.next;
         let mut rest: Vec<(Page, Seq)> = pages.collect();
         let mut latches = Vec::with_capacity(rest.len());
+        let mut entered = Vec::with_capacity(rest.len());
         for mut kept in right_kept {
             if let Some(whole) = &outgoing_whole {
                 kept.get_or_insert_default().push_whole(whole.clone());
@@ -194,18 +196,24 @@ impl Tree {
             let (page, passed_by) = (Some(page), latch.passed_by);
             *right = Leaf { page, stamp, next, is_candidate: false, passed_by, kept };
             next = Some(id);
-            self.directory.insert(right.live().low(), id);
-            if planted(Bug::BornUnlatched) {
-                let built = right.page.take().expect("just set");
-                let empty = Page::new(&self.arena, built.low(), built.high(), 0);
-                right.page = Some(empty);
-                drop(right);
-                right = WriteLatch::latch(&self.slab, id);
-                right.page = Some(built);
-            }
+            entered.push((right.live().low().to_vec(), id));
             latches.push(right);
         }
         latch.next = next;
+        entered.reverse();
+        self.directory.insert_all(entered);
+        if planted(Bug::BornUnlatched) {
+            let unlatched = |mut right: WriteLatch<'a>| {
+                let built = right.page.take().expect("just set");
+                right.page = Some(Page::new(&self.arena, built.low(), built.high(), 0));
+                let id = self.directory.find(built.low(), &pin()).id;
+                drop(right);
+                let mut right = WriteLatch::latch(&self.slab, id);
+                right.page = Some(built);
+                right
+            };
+            latches = latches.into_iter().map(unlatched).collect();
+        }
         latches
     }
 }

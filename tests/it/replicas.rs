@@ -561,7 +561,7 @@ fn a_transfer_goes_on_where_it_was_cut() {
     films.insert("large", vec![7; 200_000]).unwrap();
     let mut bytes = Vec::new();
     db.snapshot().unwrap().write_to(&mut bytes, &SaveOptions::default()).unwrap();
-    let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+    let primary = db.serve_replicas(PrimaryOptions::new().always_compress(true)).unwrap();
     for reopens in [false, true] {
         let disk = SimDisk::new();
         let (read, links) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

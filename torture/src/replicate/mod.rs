@@ -217,7 +217,7 @@ impl World {
             // Who is ahead of a replica that is empty waits for more.
             writes += 1;
         }
-        let mut was_primary = self.now;
+        let (mut was_primary, mut write_at) = (self.now, self.now + HEAL_MS / 4);
         loop {
             self.step(25)?;
             if self.nodes[primary].is_primary() {
@@ -231,6 +231,10 @@ impl World {
             if self.nodes.iter().any(lost) {
                 self.nodes.iter_mut().for_each(|node| node.last_refusal = None);
                 writes = writes.max(1);
+            }
+            // Who is ahead of a replica waits for more as long as its primary writes nothing.
+            if self.now > write_at {
+                (writes, write_at) = (writes + 1, self.now + HEAL_MS / 4);
             }
             if writes > 0 && self.random.one_in(20) {
                 writes -= 1;
