@@ -352,10 +352,10 @@ fn lag(records: usize, phase: Duration) {
                 }
             });
             while began.elapsed() < phase {
-                // So many in each millisecond.
+                // Evenly, as far as sleeping allows.
                 let due = began + Duration::from_secs_f64(f64::from(count) / (full / 2.0));
                 if let Some(early) = due.checked_duration_since(Instant::now()) {
-                    thread::sleep(early.max(Duration::from_millis(1)));
+                    thread::sleep(early.max(Duration::from_micros(50)));
                     continue;
                 }
                 insert();
