@@ -10,7 +10,7 @@ use crate::format::leaves::KeyspaceSums;
 use crate::keys::{self, CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::open::Catalogue;
 use crate::planted::{Bug, planted};
-use crate::position::Position;
+use crate::position::{Position, Seq};
 use crate::storage::STREAM;
 #[cfg(feature = "simulation")]
 use crate::storage::load::Loaded;
@@ -47,6 +47,24 @@ pub(crate) fn sums_of<'a>(
         });
     }
     sums
+}
+
+impl Arrival {
+    /// A database without anything, as a new one is.
+    pub(crate) fn nothing(engine: &Engine) -> Self {
+        let empty = engine.tree().bulk().begin(&[], None, Seq(0)).finish();
+        Arrival {
+            ranges: vec![empty],
+            sums: BTreeMap::new(),
+            position: Position::default(),
+            time_ms: engine.tree().clock().now_ms(),
+            lineage: Vec::new(),
+            chain: 0,
+            records: 0,
+            fingerprint: 0,
+            rewinds: true,
+        }
+    }
 }
 
 #[cfg(feature = "simulation")]

@@ -155,6 +155,8 @@ impl Keyspace {
     /// Looks the name up again; fails if that can't tell anything new.
     #[cold]
     fn look_up(&self, place: Place) -> Result<()> {
+        // Who has let go of everything for a while has no names either.
+        self.engine.tree().commit.check_fresh()?;
         self.engine.with_place(&self.name, |now| {
             let now = now.filter(|now| now.view != place.view).ok_or(Error::NoKeyspace)?;
             self.place.store(now.packed(), Ordering::Release);

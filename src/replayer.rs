@@ -7,7 +7,7 @@ use crate::commit::{KeyspaceSlot, LoggedEffect};
 use crate::format::codec::LENIENT;
 use crate::format::log::{Base, RECORD_FRAME_LEN};
 use crate::format::record::{Effects, HistoryBody};
-use crate::format::snapshot::Span;
+use crate::format::snapshot::{Span, begin_history};
 use crate::keys::{CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::open::Content;
 use crate::position::{Position, Seq};
@@ -155,13 +155,9 @@ impl Apply for Replayer<'_> {
         if let Some(before) = self.content.lineage.last_mut() {
             before.end = last;
         }
-        self.content.lineage.push(Span {
-            history: body.history,
-            term: body.term,
-            writer: body.writer,
-            start: position.seq,
-            end: position.seq,
-        });
+        let HistoryBody { history, term, writer } = *body;
+        let (start, end) = (position.seq, position.seq);
+        begin_history(&mut self.content.lineage, Span { history, term, writer, start, end });
         (self.position, self.time_ms) = (position, time_ms);
         Ok(())
     }

@@ -84,6 +84,11 @@ impl Engine {
         Ok(self.backlog.get().expect("it was just made"))
     }
 
+    /// Bytes of the log that are kept for who has not read them.
+    pub(crate) fn log_for_replicas(&self) -> u64 {
+        self.saver.as_ref().map_or(self.backlog_size.most, |saver| saver.kept_for_replicas())
+    }
+
     /// See [`Database::promote`].
     pub(crate) fn promote(&self) -> Result<Position> {
         let (tree, log) = (self.tree(), self.log());

@@ -271,6 +271,11 @@ impl Saver {
         Ok(())
     }
 
+    /// Bytes of the log that are kept for replicas that have not read them.
+    pub(crate) fn kept_for_replicas(&self) -> u64 {
+        self.policy.keep_for_replicas
+    }
+
     /// Batches since the last save.
     fn changes(&self) -> u64 {
         self.tree.commit.position().seq.0.saturating_sub(self.saved().0)

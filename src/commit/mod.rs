@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use crate::error::LogFailure;
 use crate::format::log::Base;
 pub(crate) use crate::format::snapshot::Span;
+use crate::format::snapshot::begin_history;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::sync::assert_no_latch;
@@ -297,7 +298,7 @@ impl State {
         }
         self.position = Position { history, seq: Seq(self.position.seq.0 + 1) };
         let start = self.position.seq;
-        line.push(Span { history, term, writer, start, end: start });
+        begin_history(line, Span { history, term, writer, start, end: start });
         if let Some(tail) = &mut self.tail {
             let body = HistoryBody { history, term, writer };
             tail.append_history(&body, start, self.last_time_ms);
@@ -585,7 +586,8 @@ impl Commit {
         state.next_place(&mut record);
         let start = state.position.seq;
         state.position.history = history;
-        Arc::make_mut(&mut state.line).push(Span { history, term, writer, start, end: start });
+        let line = Arc::make_mut(&mut state.line);
+        begin_history(line, Span { history, term, writer, start, end: start });
         Ok(())
     }
 

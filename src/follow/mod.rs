@@ -12,7 +12,7 @@ use crate::commit::Role;
 use crate::database::{Database, Engine};
 use crate::error::SyncRefused;
 use crate::follow::session::{Kept, ReplicaSession, Stage};
-use crate::format::wire::{Bye, Reason};
+use crate::format::wire::{Backlog, Bye, Reason};
 use crate::position::{Position, Seq};
 use crate::replication::auth::Side;
 use crate::replication::framing::Secrets;
@@ -20,7 +20,7 @@ use crate::replication::line::has;
 use crate::replication::link::Link;
 use crate::roles::Attendant;
 use crate::serve::drive::{Chore, Drive, LinkEnd, Machine, Stop, drive};
-use crate::serve::hub::{SyncCounts, SyncKind};
+use crate::serve::hub::{SyncCounts, SyncKind, lasts};
 use crate::serve::session::{Ended, Filled, SessionLimits, Step};
 use crate::serve::short;
 use crate::serve::signal::Signal;
@@ -61,6 +61,7 @@ pub struct ReplicaSource {
     threads: usize,
     name: String,
     stale: StalePolicy,
+    drops_first: bool,
     tell: Option<Arc<Tell>>,
 }
 
@@ -81,6 +82,7 @@ impl ReplicaSource {
             threads: thread::available_parallelism().map_or(1, usize::from).min(4),
             name: String::new(),
             stale: StalePolicy::Serve,
+            drops_first: false,
             tell: None,
         }
     }
@@ -141,6 +143,16 @@ impl ReplicaSource {
     #[must_use]
     pub fn stale_policy(mut self, policy: StalePolicy) -> Self {
         self.stale = policy;
+        self
+    }
+
+    /// Lets go of what it has before a full sync, instead of keeping it until the new state is whole: for who has no memory for both. Reads are refused with
+    /// [`Error::Stale`] meanwhile, whatever the policy; stills that are held keep what they show. Deltas go as ever. Default: no.
+    ///
+    /// A crash in between leaves an empty replica, and so does [`stop`](Replica::stop): it is not to be promoted.
+    #[must_use]
+    pub fn drop_first(mut self, drop: bool) -> Self {
+        self.drops_first = drop;
         self
     }
 
@@ -254,6 +266,11 @@ pub struct ReplicaStatus {
     pub durable: Seq,
     /// Batches that the source has and it hasn't.
     pub lag: u64,
+    /// Bytes of the log that the source has not sent yet, as it said last.
+    pub lag_bytes: u64,
+    /// Growing as it does, the source's log drops after so long what it has not sent yet: who comes back later gets leaves instead of records. `None` while
+    /// it does not grow, or nothing is known.
+    pub log_lasts: Option<Duration>,
     /// How old what it has is, in milliseconds by the primary's clock: 0 while it has all. `None` before anything was heard.
     pub lag_ms: Option<u64>,
     /// How it caught up last.
@@ -287,6 +304,7 @@ struct State {
     state: ReplicaState,
     head: Seq,
     time_ms: u64,
+    backlog: Backlog,
     caught_up: Option<SyncKind>,
     counts: SyncCounts,
     links: u64,
@@ -324,6 +342,7 @@ impl Database {
                 state: ReplicaState::Connecting,
                 head: Seq(0),
                 time_ms: 0,
+                backlog: Backlog::NONE,
                 caught_up: None,
                 counts: SyncCounts::default(),
                 links: 0,
@@ -445,6 +464,8 @@ impl Following {
             source_seq: state.head.max(position.seq),
             durable,
             lag,
+            lag_bytes: state.backlog.bytes,
+            log_lasts: lasts(state.backlog),
             lag_ms: (state.time_ms > 0).then_some(if lag == 0 { 0 } else { behind }),
             caught_up: state.caught_up,
             counts: state.counts,
@@ -477,6 +498,13 @@ impl Following {
         let Some(engine) = self.engine.upgrade() else { return };
         engine.hub.set_lost(!is_in_touch);
         let refuse_from = match self.source.stale {
+            // It has let go of what it had.
+            _ if !is_in_touch
+                && self.source.drops_first
+                && engine.tree().commit.position().seq == Seq(0) =>
+            {
+                Some(Duration::ZERO)
+            }
             StalePolicy::Refuse { after } if !is_in_touch => Some(after),
             _ => None,
         };
@@ -577,6 +605,8 @@ impl Following {
             timeout_ms: ms(self.source.timeout),
             threads: self.source.threads,
             always_compresses: true,
+            after_durable: false,
+            drops_first: self.source.drops_first,
             run_bytes: None,
             max_body_len,
             name: self.source.name.clone(),
@@ -688,6 +718,7 @@ impl Watched {
             let mut state = self.following.state();
             state.head = state.head.max(self.session.head);
             state.time_ms = state.time_ms.max(self.session.time_ms);
+            state.backlog = self.session.backlog;
             state.received_bytes =
                 self.session.kept.spool.as_ref().map_or(0, |spool| spool.bytes());
             if self.stage != Some(stage) {

@@ -14,8 +14,9 @@ use crate::error::SyncRefused;
 use crate::follow::spool::{Spool, needs_of};
 use crate::format::record::{RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::format::wire::{
-    Ack, Ask, Beat, Bye, CutMessage, End, Hello, Mark, MessageKind, Offer, Plan, Reason,
+    Ack, Ask, Backlog, Beat, Bye, CutMessage, End, Hello, Mark, MessageKind, Offer, Plan, Reason,
 };
+use crate::install::Arrival;
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::replication::catch_up::{Replica, batches_beyond, consent};
@@ -102,6 +103,8 @@ pub(crate) struct ReplicaSession {
     pub(crate) head: Seq,
     /// The primary's clock, as it was last heard.
     pub(crate) time_ms: u64,
+    /// What the source has said is still to come, and how long it keeps that.
+    pub(crate) backlog: Backlog,
     /// How it caught up.
     pub(crate) caught_up: Option<SyncKind>,
     /// Why it gave up, where a rule says so.
@@ -143,6 +146,7 @@ impl ReplicaSession {
             sync_wanted: false,
             head: Seq(0),
             time_ms: 0,
+            backlog: Backlog::NONE,
             caught_up: None,
             refused: None,
             fault: None,
@@ -220,6 +224,7 @@ impl ReplicaSession {
                 self.head = self.head.max(beat.seq);
                 self.time_ms = self.time_ms.max(beat.time_ms);
                 self.sync_wanted |= beat.wants_durable;
+                self.backlog = beat.backlog;
                 if let Some(applier) = &mut self.applier
                     && planted(Bug::BeatTakesSeq)
                 {
@@ -248,6 +253,15 @@ impl ReplicaSession {
             (MessageKind::Mark, Stage::Streaming) => {
                 self.mark(engine, &Mark::decode(payload).map_err(decoded)?)
             }
+            // It was on its way when this side said anew who it is.
+            (
+                MessageKind::Cut
+                | MessageKind::Block
+                | MessageKind::End
+                | MessageKind::Records
+                | MessageKind::Mark,
+                Stage::Meeting,
+            ) if self.number > 0 => Ok(()),
             _ => Err(Ended::By(Reason::Protocol, 0)),
         }
     }
@@ -405,11 +419,32 @@ impl ReplicaSession {
             Some(at) if at < own.position.seq => SyncKind::Rewind,
             Some(_) => SyncKind::Delta,
         });
+        let drops = self.limits.drops_first && self.caught_up == Some(SyncKind::Full);
+        if drops && own.totals.records > 0 {
+            return self.drop_content(engine, &own);
+        }
         let Some(spool) = &mut self.kept.spool else { return Err(Ended::By(Reason::Protocol, 0)) };
         if spool.begin(cut).is_err() {
             self.kept.spool = None;
             self.say_hello(engine);
         }
+        Ok(())
+    }
+
+    /// Lets go of all that is here, before what is to take its place has come, and begins again as one who never had anything.
+    fn drop_content(&mut self, engine: &Arc<Engine>, own: &Standing) -> Step {
+        if self.discards(own) {
+            engine.set_aside(own)?;
+        }
+        if let Some(spool) = self.kept.spool.take() {
+            spool.remove();
+        }
+        let dataset = self.source.as_ref().map_or_else(Default::default, |source| source.dataset);
+        // Until it has caught up.
+        engine.tree().commit.refuse_reads_from(Some(0));
+        engine.put_in_place(Arrival::nothing(engine), dataset)?;
+        (self.kept.doubt, self.caught_up) = (Doubt::None, None);
+        self.say_hello(engine);
         Ok(())
     }
 
@@ -553,7 +588,8 @@ impl ReplicaSession {
             self.beat_ms = now_ms;
             let seq = engine.tree().commit.position().seq;
             sealer.seal_with(MessageKind::Beat, out, |out| {
-                Beat { seq, time_ms: 0, wants_durable: false }.encode(out);
+                let (time_ms, backlog) = (0, Backlog::NONE);
+                Beat { seq, time_ms, wants_durable: false, backlog }.encode(out);
             });
         }
         Ok(Filled::Idle)

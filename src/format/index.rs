@@ -265,15 +265,14 @@ fn take_fences(d: &mut Decoder<'_>, named: &mut [Named]) -> Decoded<()> {
     Ok(())
 }
 
-/// Takes a lineage whose spans follow one another and end at the cut.
+/// Takes a lineage whose spans follow one another, though some between them may have been dropped, and end at the cut.
 fn take_lineage(d: &mut Decoder<'_>, spans: usize, footer: &Footer) -> Decoded<Vec<Span>> {
     let start_at = d.at();
     let mut lineage: Vec<Span> = Vec::with_capacity(spans);
     for _ in 0..spans {
         let at = d.at();
         let span = Span::take(d)?;
-        let follows =
-            lineage.last().is_none_or(|last| last.end.0.checked_add(1) == Some(span.start.0));
+        let follows = lineage.last().is_none_or(|last| last.end < span.start);
         if span.start > span.end || !follows {
             return Err(Damage::new(at, Fault::Order { field: "lineage" }));
         }

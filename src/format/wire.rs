@@ -472,11 +472,26 @@ pub(crate) struct Beat {
     pub(crate) time_ms: u64,
     /// Somebody waits until what is sent is on the other's disk.
     pub(crate) wants_durable: bool,
+    pub(crate) backlog: Backlog,
+}
+
+/// How far the log is ahead of what a replica was sent of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    pub(crate) bytes: u64,
+    /// Growing as it does, the log will drop what the replica was not sent yet after so long, if that is sent no more of it.
+    pub(crate) lasts_ms: u64,
+}
+
+impl Backlog {
+    /// Nothing is known that would end.
+    pub(crate) const NONE: Self = Self { bytes: 0, lasts_ms: u64::MAX };
 }
 
 impl Beat {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        for field in [self.seq.0, self.time_ms, self.wants_durable.into()] {
+        let Backlog { bytes, lasts_ms } = self.backlog;
+        for field in [self.seq.0, self.time_ms, self.wants_durable.into(), bytes, lasts_ms] {
             out.extend_from_slice(&field.to_le_bytes());
         }
     }
@@ -486,8 +501,9 @@ impl Beat {
         let (seq, time_ms) = (d.seq("seq")?, d.u64("time")?);
         let wants_durable = d.u32_in("whether durability is wanted", 0, 1)? == 1;
         d.zeros("reserved bytes of a beat", 4)?;
+        let backlog = Backlog { bytes: d.u64("bytes ahead")?, lasts_ms: d.u64("time left")? };
         d.finish("beat")?;
-        Ok(Beat { seq, time_ms, wants_durable })
+        Ok(Beat { seq, time_ms, wants_durable, backlog })
     }
 }
 

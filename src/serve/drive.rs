@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::clock::{os_random, uptime_ms};
 use crate::format::record::RECORD_HEADER_LEN;
-use crate::format::wire::{Beat, Bye, MessageKind, Reason};
+use crate::format::wire::{Backlog, Beat, Bye, MessageKind, Reason};
 use crate::position::Seq;
 use crate::replication::auth::Side;
 use crate::replication::framing::{Handshake, LinkFault, Opener, Sealer, Secrets};
@@ -359,7 +359,8 @@ impl<M: Machine> Shared<M> {
                 Err(TryLockError::WouldBlock) => {
                     if written.elapsed() >= self.beat {
                         sealer.seal_with(MessageKind::Beat, &mut out, |out| {
-                            Beat { seq: Seq(0), time_ms: 0, wants_durable: false }.encode(out);
+                            let (seq, time_ms, backlog) = (Seq(0), 0, Backlog::NONE);
+                            Beat { seq, time_ms, wants_durable: false, backlog }.encode(out);
                         });
                     }
                     Ok(Filled::Idle)

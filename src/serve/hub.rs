@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::commit::{Role, Standing};
 use crate::database::Engine;
 use crate::format::snapshot::Span;
-use crate::format::wire::{Ack, Hello};
+use crate::format::wire::{Ack, Backlog, Hello};
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::replication::line::{has, term};
@@ -69,6 +69,7 @@ struct Session {
     ack: Option<Ack>,
     heard: Instant,
     sent_bytes: u64,
+    backlog: Backlog,
     way: Option<SyncKind>,
     /// The last batch up to which it was asked to make all durable.
     asked: Seq,
@@ -134,6 +135,11 @@ pub struct ReplicaInfo {
     pub durable: Option<Seq>,
     /// Batches that it has not applied.
     pub lag: u64,
+    /// Bytes of the log that it has not been sent, counted with each heartbeat.
+    pub lag_bytes: u64,
+    /// Growing as it does, the log drops after so long what the replica has not been sent: if it comes back later it gets leaves instead of records. `None`
+    /// while the log does not grow.
+    pub log_lasts: Option<Duration>,
     /// Since it was last heard.
     pub silent_for: Duration,
     /// Bytes that were sent to it in this session.
@@ -167,6 +173,11 @@ impl Default for Hub {
     }
 }
 
+/// How long the log lasts, if that is known.
+pub(crate) fn lasts(backlog: Backlog) -> Option<Duration> {
+    (backlog.lasts_ms != u64::MAX).then(|| Duration::from_millis(backlog.lasts_ms))
+}
+
 /// The right to send leaves: given back when dropped.
 pub(crate) struct Admitted(Arc<Hub>);
 
@@ -198,6 +209,7 @@ impl Hub {
             ack: None,
             heard: Instant::now(),
             sent_bytes: 0,
+            backlog: Backlog::NONE,
             way: None,
             asked: Seq(0),
         };
@@ -252,6 +264,13 @@ impl Hub {
             && let Some(session) = self.state().sessions.get_mut(&id)
         {
             session.sent_bytes += bytes;
+        }
+    }
+
+    /// So far the log is ahead of what was sent in a session.
+    pub(crate) fn set_backlog(&self, id: u64, backlog: Backlog) {
+        if let Some(session) = self.state().sessions.get_mut(&id) {
+            session.backlog = backlog;
         }
     }
 
@@ -365,6 +384,8 @@ impl Hub {
                 applied,
                 durable: session.ack.map(|ack| ack.durable),
                 lag: last.0.saturating_sub(applied.map_or(0, |applied| applied.seq.0)),
+                lag_bytes: session.backlog.bytes,
+                log_lasts: lasts(session.backlog),
                 silent_for: session.heard.elapsed(),
                 sent_bytes: session.sent_bytes,
                 caught_up: session.way,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -40,6 +40,8 @@ pub struct PrimaryOptions {
     pub(crate) timeout: Duration,
     pub(crate) threads: usize,
     pub(crate) always_compresses: bool,
+    pub(crate) after_durable: bool,
+    pub(crate) most_pending: usize,
     pub(crate) most_transfers: usize,
     pub(crate) most_sessions: usize,
     pub(crate) name: String,
@@ -55,6 +57,8 @@ impl Default for PrimaryOptions {
             timeout: Duration::from_secs(10),
             threads: thread::available_parallelism().map_or(1, usize::from),
             always_compresses: false,
+            after_durable: false,
+            most_pending: 16,
             most_transfers: 2,
             most_sessions: 64,
             name: String::new(),
@@ -104,6 +108,23 @@ impl PrimaryOptions {
     #[must_use]
     pub fn always_compress(mut self, always: bool) -> Self {
         self.always_compresses = always;
+        self
+    }
+
+    /// Sends nothing before it is durable here: no power cut of this node then leaves a replica with a write that this node has lost. The price is lag, of
+    /// as long as it takes until something is synced: see [`Durability`](crate::Durability). Default: writes are sent as they are made; what this node has lost it
+    /// takes back from a replica, or the replica gives it up.
+    #[must_use]
+    pub fn replicate_after_durable(mut self, after: bool) -> Self {
+        self.after_durable = after;
+        self
+    }
+
+    /// So many connections may have proven nothing yet; one more is closed at once. Default 16. Nothing but a thread and 4 KiB is spent on each, for no longer
+    /// than [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn max_pending_handshakes(mut self, most: usize) -> Self {
+        self.most_pending = most.max(1);
         self
     }
 
@@ -175,6 +196,8 @@ struct Sessions {
     engine: Weak<Engine>,
     options: PrimaryOptions,
     all: Mutex<Vec<(Arc<Stop>, JoinHandle<()>)>>,
+    /// Connections that have proven nothing yet.
+    pending: Arc<AtomicUsize>,
     /// Set under that lock.
     is_over: AtomicBool,
 }
@@ -217,6 +240,7 @@ impl Database {
             engine: Arc::downgrade(engine),
             options,
             all: Mutex::default(),
+            pending: Arc::default(),
             is_over: AtomicBool::new(false),
         });
         engine.attend(Arc::downgrade(&sessions) as Weak<dyn Attendant>);
@@ -407,9 +431,12 @@ impl Sessions {
         }
         // Threads that have ended leave nothing behind but their handles.
         all.retain(|(_, thread)| !thread.is_finished());
-        if all.len() >= self.options.most_sessions {
+        // Relaxed: a count.
+        let pending = self.pending.load(Ordering::Relaxed);
+        if all.len() >= self.options.most_sessions || pending >= self.options.most_pending {
             return;
         }
+        let pending = Pending::of(&self.pending);
         let stop = Arc::new(Stop::default());
         let how = Drive {
             side: Side::Server,
@@ -422,7 +449,7 @@ impl Sessions {
         let limits = limits(&self.options);
         let engine = Arc::downgrade(&engine);
         let thread = thread::Builder::new().name("stillframe-serve".into());
-        let thread = thread.spawn(move || serve(&engine, link, &how, limits));
+        let thread = thread.spawn(move || serve(&engine, link, &how, limits, pending));
         all.push((stop, thread.expect("the system starts a thread")));
     }
 
@@ -446,6 +473,22 @@ impl Sessions {
     }
 }
 
+/// A connection that has proven nothing yet.
+struct Pending(Arc<AtomicUsize>);
+
+impl Pending {
+    fn of(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn limits(options: &PrimaryOptions) -> SessionLimits {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     SessionLimits {
@@ -453,6 +496,8 @@ fn limits(options: &PrimaryOptions) -> SessionLimits {
         timeout_ms: ms(options.timeout),
         threads: options.threads,
         always_compresses: options.always_compresses,
+        after_durable: options.after_durable,
+        drops_first: false,
         run_bytes: options.run_bytes,
         max_body_len: crate::format::record::MAX_BODY_LEN_U32,
         name: options.name.clone(),
@@ -460,14 +505,17 @@ fn limits(options: &PrimaryOptions) -> SessionLimits {
 }
 
 /// One session, from its first byte to its last.
-fn serve(engine: &Weak<Engine>, link: Link, how: &Drive, limits: SessionLimits) {
+fn serve(engine: &Weak<Engine>, link: Link, how: &Drive, limits: SessionLimits, pending: Pending) {
     let signal = Arc::new(Signal::default());
     let Some(strong) = engine.upgrade() else { return };
     strong.signals.add(&signal);
     let hub = Arc::clone(&strong.hub);
     let id = hub.enter(link.peer(), &signal);
     drop(strong);
-    let begin = || SourceSession::new((engine, &hub), id, limits, Arc::clone(&signal), uptime_ms());
+    let begin = || {
+        drop(pending);
+        SourceSession::new((engine, &hub), id, limits, Arc::clone(&signal), uptime_ms())
+    };
     // Why it ends the replica is told, and who looks after it.
     let _ = drive(link, how, &signal, begin);
     hub.leave(id);

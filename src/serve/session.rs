@@ -14,8 +14,8 @@ use crate::follow::session::{Kept, ReplicaSession};
 use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordKind};
 use crate::format::snapshot::{Codec, rank};
 use crate::format::wire::{
-    Ack, Ask, Beat, Bye, CutMessage, End, Hello, MAX_PAYLOAD_LEN, Mark, MessageKind, Offer, Plan,
-    Reason,
+    Ack, Ask, Backlog, Beat, Bye, CutMessage, End, Hello, MAX_PAYLOAD_LEN, Mark, MessageKind,
+    Offer, Plan, Reason,
 };
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
@@ -49,6 +49,10 @@ pub(crate) struct SessionLimits {
     pub(crate) threads: usize,
     /// Blocks are compressed whether the link needs it or not.
     pub(crate) always_compresses: bool,
+    /// Nothing is sent before it is durable here.
+    pub(crate) after_durable: bool,
+    /// What a full sync replaces goes before it comes.
+    pub(crate) drops_first: bool,
     /// Bytes of keys and values in a block, if not as many as usual.
     pub(crate) run_bytes: Option<usize>,
     /// The longest body of a record that one takes.
@@ -118,6 +122,8 @@ pub(crate) struct SourceSession {
     /// When something last came, and when something last was sent.
     heard_ms: u64,
     beat_ms: u64,
+    /// As it was last said.
+    backlog: Backlog,
     /// Payload of records.
     payload: Vec<u8>,
     /// It sends to its own source what that has lost.
@@ -166,6 +172,35 @@ struct Records {
     /// When, and behind which batch, it was last said what all adds up to.
     marked_ms: u64,
     marked: Option<Seq>,
+    growth: Growth,
+}
+
+/// How fast the log grows.
+#[derive(Default)]
+struct Growth {
+    /// Bytes that were shown of it.
+    shown: u64,
+    /// How many there were, shown or not, at what time.
+    last: Option<(u64, u64)>,
+    /// Bytes a second, of late.
+    rate: u64,
+}
+
+impl Growth {
+    /// Bytes that lie `ahead` at `now_ms`, of which the log keeps `most`.
+    fn backlog(&mut self, ahead: u64, most: u64, now_ms: u64) -> Backlog {
+        let all = self.shown.saturating_add(ahead);
+        if let Some((before, then)) = self.last
+            && now_ms > then
+        {
+            let rate = all.saturating_sub(before).saturating_mul(1000) / (now_ms - then);
+            // An eighth of it is new each time: with a beat a second that is over some ten seconds.
+            self.rate = if self.rate == 0 { rate } else { self.rate - self.rate / 8 + rate / 8 };
+        }
+        self.last = Some((all, now_ms));
+        let left = most.saturating_sub(ahead).saturating_mul(1000);
+        Backlog { bytes: ahead, lasts_ms: left.checked_div(self.rate).unwrap_or(u64::MAX) }
+    }
 }
 
 impl SourceSession {
@@ -190,6 +225,7 @@ impl SourceSession {
             sending: Sending::Nothing,
             heard_ms: now_ms,
             beat_ms: now_ms,
+            backlog: Backlog::NONE,
             payload: Vec::new(),
             is_healing: false,
         }
@@ -418,6 +454,10 @@ impl SourceSession {
             return Ok(());
         }
         let promised = source::Cut::of(pass.cut());
+        if self.limits.after_durable && engine.log().is_some() {
+            let synced = log.sync(&tree.commit, promised.position.seq);
+            synced.map_err(Error::LogFailed)?;
+        }
         let cut = CutMessage {
             number: ask.number,
             time_ms: promised.time_ms,
@@ -458,7 +498,8 @@ impl SourceSession {
 
     fn stream(&mut self, feed: Feed, lease: Lease, now_ms: u64) {
         let marked_ms = now_ms.saturating_sub(MARK_EVERY_MS);
-        let records = Records { feed, lease, marked_ms, marked: None };
+        let growth = Growth::default();
+        let records = Records { feed, lease, marked_ms, marked: None, growth };
         self.sending = Sending::Records(Box::new(records));
     }
 
@@ -484,8 +525,19 @@ impl SourceSession {
             self.beat_ms = now_ms;
             let own = self.standing(engine);
             let time_ms = self.hub.time_ms(engine);
+            if is_due {
+                self.backlog = match &mut self.sending {
+                    Sending::Records(records) => {
+                        let ahead = records.feed.bytes_ahead();
+                        records.growth.backlog(ahead, engine.log_for_replicas(), now_ms)
+                    }
+                    _ => Backlog::NONE,
+                };
+                self.hub.set_backlog(self.id, self.backlog);
+            }
+            let backlog = self.backlog;
             sealer.seal_with(MessageKind::Beat, out, |out| {
-                Beat { seq: own.position.seq, time_ms, wants_durable }.encode(out);
+                Beat { seq: own.position.seq, time_ms, wants_durable, backlog }.encode(out);
             });
         }
         let filled = match std::mem::replace(&mut self.sending, Sending::Nothing) {
@@ -559,10 +611,13 @@ impl SourceSession {
         }
         let commit = &engine.tree().commit;
         let log = engine.source_log()?;
-        let head = commit.position().seq;
+        let mut head = commit.position().seq;
         log.write_out(commit, head).map_err(Error::LogFailed)?;
+        if self.limits.after_durable && engine.log().is_some() {
+            head = head.min(log.durable());
+        }
         let max_body_len = self.replica.as_ref().map_or(0, |replica| replica.max_body_len);
-        let mut is_too_large = false;
+        let (mut is_too_large, mut shown_bytes) = (false, 0);
         let durable = self.durable(engine, &self.standing(engine));
         let is_full = out.len() >= FILL_BYTES;
         let (payload, feed) = (&mut self.payload, &mut records.feed);
@@ -572,6 +627,7 @@ impl SourceSession {
         let mut show = |shown: Shown<'_>| match shown {
             Shown::Record { header, body } => {
                 is_too_large |= header.body_len > max_body_len;
+                shown_bytes += (RECORD_HEADER_LEN + body.len()) as u64;
                 if payload.len() + RECORD_HEADER_LEN + body.len() > MAX_PAYLOAD_LEN {
                     flush(payload, sealer, out);
                 }
@@ -602,6 +658,7 @@ impl SourceSession {
             return Err(Ended::By(Reason::TooLarge, at.seq.0));
         }
         flush(payload, sealer, out);
+        records.growth.shown += shown_bytes;
         match fed {
             Fed::More => {}
             Fed::Gone => return self.ask_again(0),
@@ -647,6 +704,8 @@ impl Machine for SourceSession {
         const SHORT: Duration = Duration::from_micros(200);
         match &self.sending {
             Sending::Records(_) if is_active => SHORT,
+            // What is written becomes durable without a word.
+            Sending::Records(_) if self.limits.after_durable => Duration::from_millis(1),
             Sending::Records(_)
                 if self.engine().is_ok_and(|engine| !self.is_up_to_date(&engine)) =>
             {
@@ -684,5 +743,37 @@ fn seal_long(header: &[u8], body: &[u8], sealer: &mut Sealer, out: &mut Vec<u8>)
     let mut parts = body.chunks(MAX_PAYLOAD_LEN).peekable();
     while let Some(part) = parts.next() {
         sealer.seal_part(MessageKind::Records, part, parts.peek().is_some(), out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of which 1,000 bytes a second are written, of which 10,000 are kept.
+    #[test]
+    fn a_log_lasts_as_long_as_it_grows() {
+        let mut growth = Growth::default();
+        assert_eq!(growth.backlog(0, 10_000, 1_000), Backlog::NONE);
+        // All is shown as it comes.
+        growth.shown = 1_000;
+        assert_eq!(growth.backlog(0, 10_000, 2_000), Backlog { bytes: 0, lasts_ms: 10_000 });
+        // Nothing is.
+        for second in 1..=10 {
+            let backlog = growth.backlog(second * 1_000, 10_000, 2_000 + second * 1_000);
+            let lasts_ms = (10 - second) * 1_000;
+            assert_eq!(backlog, Backlog { bytes: second * 1_000, lasts_ms });
+        }
+        // It grows no more.
+        let mut rate = growth.rate;
+        for second in 11..60 {
+            growth.backlog(10_000, 20_000, 2_000 + second * 1_000);
+            assert!(growth.rate <= rate);
+            rate = growth.rate;
+        }
+        assert!(rate < 10, "{rate}");
+        // However it counts, nothing overflows.
+        growth.shown = u64::MAX;
+        growth.backlog(u64::MAX, u64::MAX, u64::MAX);
     }
 }

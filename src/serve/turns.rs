@@ -228,6 +228,8 @@ fn limits(options: &TurnOptions) -> SessionLimits {
         timeout_ms: options.timeout_ms,
         threads: 0,
         always_compresses: true,
+        after_durable: false,
+        drops_first: false,
         run_bytes: None,
         max_body_len: crate::format::record::MAX_BODY_LEN_U32,
         name: String::new(),

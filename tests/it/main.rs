@@ -18,6 +18,7 @@ mod replicas_directed;
 mod salvage;
 mod saves;
 mod saves_by_itself;
+mod serving;
 mod sessions;
 #[cfg(shuttle)]
 mod shuttle;

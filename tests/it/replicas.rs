@@ -16,7 +16,7 @@ use stillframe::{
 
 use crate::saves::Dir;
 
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Everything in a database.
 fn content(db: &Database) -> Vec<(String, Vec<u8>, Vec<u8>)> {
@@ -31,7 +31,7 @@ fn content(db: &Database) -> Vec<(String, Vec<u8>, Vec<u8>)> {
     all
 }
 
-fn within(primary: &Primary) -> ReplicaSource {
+pub(crate) fn within(primary: &Primary) -> ReplicaSource {
     let primary = primary.clone();
     ReplicaSource::links(move || {
         let (ours, theirs) = Link::pair();
@@ -40,14 +40,14 @@ fn within(primary: &Primary) -> ReplicaSource {
     })
 }
 
-fn same(primary: &Database, replica: &Database) {
+pub(crate) fn same(primary: &Database, replica: &Database) {
     assert_eq!(primary.position(), replica.position());
     let fingerprint = |db: &Database| db.snapshot().unwrap().fingerprint();
     assert_eq!(fingerprint(primary), fingerprint(replica));
     assert_eq!(content(primary), content(replica));
 }
 
-fn reaches(replica: &Replica, primary: &Database) {
+pub(crate) fn reaches(replica: &Replica, primary: &Database) {
     if let Err(error) = replica.wait_for(primary.position(), LONG) {
         panic!("{error}: {:?}, primary at {}", replica.status(), primary.position());
     }
@@ -218,12 +218,16 @@ fn writers_and_replicas_that_come_and_go() {
     same(&db, &copy);
 }
 
-fn on(disk: &SimDisk) -> Database {
+pub(crate) fn on(disk: &SimDisk) -> Database {
     Database::builder().disk(disk.clone()).open("/db").unwrap()
 }
 
 /// Waits until the status is as asked, and tells what it is if it never becomes so.
-fn until(replica: &Replica, what: &str, is: impl Fn(&ReplicaStatus) -> bool) -> ReplicaStatus {
+pub(crate) fn until(
+    replica: &Replica,
+    what: &str,
+    is: impl Fn(&ReplicaStatus) -> bool,
+) -> ReplicaStatus {
     let began = Instant::now();
     loop {
         let status = replica.status();

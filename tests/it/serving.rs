@@ -1,0 +1,217 @@
+//! What a primary and a replica are told about how to serve and to follow.
+
+use std::io::Read;
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use stillframe::simulation::SimDisk;
+use stillframe::{
+    AckLevel, Builder, Database, DirectoryInfo, Durability, Error, Link, PrimaryOptions,
+    ReplicaSource, ReplicaState, SaveOptions,
+};
+
+use crate::replicas::{LONG, reaches, same, until, within};
+use crate::saves::Dir;
+
+/// A directory that syncs nothing by itself.
+fn unsynced(disk: &SimDisk) -> Builder {
+    Database::builder().disk(disk.clone()).durability(Durability::Memory)
+}
+
+/// Nothing that a power cut can take from the primary is on a replica, in a state that is sent and among the records behind it.
+#[test]
+fn what_is_not_durable_is_not_sent_if_so_told() {
+    let disk = SimDisk::new();
+    let db = unsynced(&disk).open("/db").unwrap();
+    let films = db.keyspace("films").unwrap();
+    films.insert("first", "v").unwrap();
+    let primary = db.serve_replicas(PrimaryOptions::new().replicate_after_durable(true)).unwrap();
+    let copy = Database::in_memory();
+    let replica = copy.follow(within(&primary)).unwrap();
+    let durable = |db: &Database| db.persist(Durability::Sync).unwrap();
+    until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+    let sent = replica.status().position.seq;
+    for seed in 0..20 {
+        let left = unsynced(&disk.crash(seed)).open("/db").unwrap();
+        assert!(left.position().seq >= sent, "seed {seed}: {sent} was sent, {}", left.position());
+    }
+    for round in 0..5 {
+        films.insert("k", format!("{round}")).unwrap();
+        let position = db.position();
+        // It has had the time to come.
+        let waited = replica.wait_for(position, Duration::from_millis(50));
+        assert!(matches!(waited, Err(Error::TimedOut)), "{waited:?}");
+        durable(&db);
+        reaches(&replica, &db);
+    }
+    same(&db, &copy);
+}
+
+/// Who connects and says nothing takes the place of others only up to a number of its own.
+#[test]
+fn silent_connections_are_few() {
+    let db = Database::in_memory();
+    db.keyspace("films").unwrap().insert("k", "v").unwrap();
+    let options = PrimaryOptions::new().max_pending_handshakes(2).max_connections(8);
+    let primary = db.serve_replicas(options).unwrap();
+    let address = primary.listen_tcp("127.0.0.1:0").unwrap();
+    // Who has proven himself is none of them.
+    let copies = [(); 4].map(|()| Database::in_memory());
+    let source = || ReplicaSource::tcp(address.to_string());
+    let replicas = [0, 1, 2, 3].map(|at: usize| copies[at].follow(source()).unwrap());
+    replicas.iter().for_each(|replica| reaches(replica, &db));
+    let silent = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+    let began = Instant::now();
+    let mut byte = [0];
+    // The third is closed at once, whenever the first two were taken in.
+    while TcpStream::connect(address).unwrap().read(&mut byte).unwrap_or(0) > 0 {
+        assert!(began.elapsed() < LONG);
+    }
+    assert!(began.elapsed() < Duration::from_secs(9), "it was let wait until the time limit");
+    drop(silent);
+    let late = Database::in_memory();
+    reaches(&late.follow(source()).unwrap(), &db);
+}
+
+/// Both sides know how far the log is ahead, and how long it will last.
+#[test]
+fn both_sides_know_how_long_the_log_lasts() {
+    let db = Database::in_memory();
+    let films = db.keyspace("films").unwrap();
+    let often = Duration::from_millis(5);
+    let primary = db.serve_replicas(PrimaryOptions::new().heartbeat(often)).unwrap();
+    let copy = Database::in_memory();
+    let replica = copy.follow(within(&primary)).unwrap();
+    reaches(&replica, &db);
+    let idle = replica.status();
+    assert_eq!((idle.lag_bytes, idle.log_lasts), (0, None));
+    let began = Instant::now();
+    while replica.status().log_lasts.is_none() {
+        assert!(began.elapsed() < LONG, "{:?}", replica.status());
+        films.insert("k", vec![7; 1000]).unwrap();
+    }
+    reaches(&replica, &db);
+    primary.wait(db.position(), 1, AckLevel::Applied, LONG).unwrap();
+    let infos = primary.replicas();
+    assert_eq!(infos.len(), 1);
+    let (lasts, most) = (replica.status().log_lasts.unwrap(), Duration::from_hours(24 * 365));
+    assert!(!lasts.is_zero() && lasts < most, "{lasts:?}");
+    assert!(infos[0].log_lasts.is_some(), "{infos:?}");
+}
+
+/// A node that was opened a thousand times still says in a few KiB who it is, opens again, and its replicas go on with records.
+#[test]
+fn a_long_line_stays_short() {
+    let dir = Dir::new("long-line");
+    let path = dir.file("db");
+    let copy = Database::in_memory();
+    let mut first = None;
+    for run in 0..300 {
+        let db = Database::builder().durability(Durability::Memory).open(&path).unwrap();
+        db.keyspace("films").unwrap().insert("run", run.to_string()).unwrap();
+        first.get_or_insert(db.position());
+        if run % 100 == 0 || run == 299 {
+            let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+            let replica = copy.follow(within(&primary)).unwrap();
+            reaches(&replica, &db);
+            same(&db, &copy);
+            let counts = replica.status().counts;
+            assert_eq!(
+                (counts.full, counts.rewind),
+                (u64::from(run == 0), 0),
+                "run {run}: {counts:?}"
+            );
+            if run == 299 {
+                // Not the first history, but one of those after it, is named no more: it is not known to be on the line.
+                replica.wait_for(first.unwrap(), LONG).unwrap();
+                db.compact_log(SaveOptions::default()).unwrap();
+            }
+        }
+        db.close().unwrap();
+    }
+    let info = DirectoryInfo::read(&path).unwrap();
+    assert_eq!(info.lineage.len(), 257);
+}
+
+/// Who has no memory for two states lets the old one go first: nobody reads the nothing in between, what only it had is saved aside, and what is killed there
+/// is an empty replica that fetches everything.
+#[test]
+fn a_replica_may_drop_what_it_has_first() {
+    let dir = Dir::new("drop-first");
+    let fill = |db: &Database, what: &str| {
+        let films = db.keyspace("films").unwrap();
+        (0..2_000_u32).for_each(|n| films.insert(n.to_be_bytes(), what).unwrap());
+    };
+    let db = Database::in_memory();
+    fill(&db, "new");
+    let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+    for in_directory in [false, true] {
+        let path = dir.file("replica");
+        let open = || match in_directory {
+            true => Database::open(&path).unwrap(),
+            false => Database::in_memory(),
+        };
+        let copy = open();
+        fill(&copy, "old");
+        let films = copy.keyspace("films").unwrap();
+        let still = copy.snapshot().unwrap();
+        // Links that bring so many bytes each, until one is to bring all.
+        let (most, links) = (Arc::new(AtomicUsize::new(3_000)), Arc::new(AtomicUsize::new(0)));
+        let source = {
+            let (primary, most, links) = (primary.clone(), Arc::clone(&most), Arc::clone(&links));
+            ReplicaSource::links(move || {
+                let (ours, theirs) = UnixStream::pair()?;
+                primary.attach(Link::unix(theirs)?);
+                let reader = ours.try_clone()?.take(most.load(Ordering::Relaxed) as u64);
+                let writer = ours.try_clone()?;
+                links.fetch_add(1, Ordering::Relaxed);
+                Ok(Link::new(reader, writer, move || drop(ours.shutdown(Shutdown::Both))))
+            })
+            .drop_first(true)
+        };
+        let replica = copy.follow(source.clone()).unwrap();
+        // Another data set: not without being told.
+        until(&replica, "refused", |status| status.state == ReplicaState::Refused);
+        assert_eq!(films.get(0_u32.to_be_bytes()).unwrap().unwrap(), "old");
+        replica.resync();
+        let began = Instant::now();
+        loop {
+            match films.get(0_u32.to_be_bytes()) {
+                Ok(Some(value)) => assert_eq!(value, "old"),
+                Err(Error::Stale) => break,
+                other => panic!("{other:?}"),
+            }
+            assert!(began.elapsed() < LONG, "{:?}", replica.status());
+        }
+        assert!(matches!(copy.snapshot(), Err(Error::Stale)));
+        assert_eq!(still.keyspace("films").unwrap().len().unwrap(), 2_000);
+        drop(still);
+        let (copy, replica) = if in_directory {
+            // Cut off in between: what there is is empty, and nobody reads it until more has come.
+            replica.stop();
+            copy.close().unwrap();
+            drop((films, replica, copy));
+            let copy = open();
+            assert_eq!(copy.position().seq.0, 0);
+            let replica = copy.follow(source).unwrap();
+            assert!(matches!(copy.snapshot(), Err(Error::Stale)));
+            (copy, replica)
+        } else {
+            (copy, replica)
+        };
+        most.store(usize::MAX >> 1, Ordering::Relaxed);
+        reaches(&replica, &db);
+        until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+        same(&db, &copy);
+        if in_directory {
+            let aside: Vec<_> = std::fs::read_dir(path.join("aside")).unwrap().collect();
+            assert_eq!(aside.len(), 1);
+        }
+        // A delta drops nothing.
+        replica.stop();
+        db.keyspace("films").unwrap().insert("later", "v").unwrap();
+    }
+}
