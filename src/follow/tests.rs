@@ -185,7 +185,7 @@ fn blocks_count_in_the_order_in_which_they_came() {
             WriterOptions { codec: Codec::Lz4, threads: 0, rate_limit: None, run_bytes: Some(100) };
         let signal = Arc::default();
         let mut transfer =
-            Transfer::begin(pass, needs.clone(), ([3; 16], 0), (options, false), &signal);
+            Transfer::begin(pass, needs.clone(), ([3; 16], 0), (options, false), (&signal, None));
         let mut blocks = Vec::new();
         while let Next::Block(block) = transfer.next().unwrap() {
             blocks.push(block.to_vec());

@@ -128,7 +128,8 @@ impl PrimaryOptions {
         self
     }
 
-    /// So many replicas are sent leaves at once, the others wait; default 2. Each holds a still while its leaves are encoded.
+    /// So many replicas are sent leaves at once, the others wait; default 2. Each holds a still while its leaves are encoded:
+    /// for seconds, however slow the replica, where there is a directory to put aside what it has not read; in memory, for as long as it takes.
     #[must_use]
     pub fn concurrent_full_syncs(mut self, most: usize) -> Self {
         self.most_transfers = most.max(1);

@@ -483,7 +483,8 @@ impl SourceSession {
             sums.iter().fold(0_u64, |sum, of| sum.wrapping_add(of.totals.fingerprint))
         });
         let place = (ask.file_id, ask.next_block);
-        let transfer = Transfer::begin(pass, needs, place, (options, adapts), &self.signal);
+        let transfer =
+            Transfer::begin(pass, needs, place, (options, adapts), (&self.signal, engine.log()));
         self.offer(ask.number, Plan::Leaves);
         let mut payload = Vec::new();
         cut.encode(&mut payload);

@@ -1,25 +1,34 @@
 //! The leaves of a cut on their way to a replica: those that it needs, as blocks.
 //!
 //! A pass over the tree picks them under their latches and encodes them, on threads of its own or in turn with whoever sends. What is encoded and not sent
-//! yet is bounded: a slow replica stops the pass, which by then holds back what writers change in the leaves it has not come to.
+//! yet is bounded in memory, and for a while a replica that is slow stops the pass, which by then holds back what writers change in the leaves it has not
+//! come to. Then the rest goes into a file without a name, at the speed of the disk, so that the cut is let go in seconds whoever reads. Without a disk
+//! the pass waits.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::format::block::number;
 use crate::format::snapshot::FileId;
 use crate::replication::needs::Needs;
 use crate::serve::signal::Signal;
+use crate::storage::log::Log;
 use crate::storage::source::LeafSource;
 use crate::storage::writer::{Piece, Progress, Walk, WriterOptions, encode_all};
+use crate::storage::{DiskFile, read_exact_at, write_all_at};
 use crate::tree::{self, Pass};
 use crate::{Error, Result};
 
 /// Encoded bytes may wait up to so many.
 const QUEUE_BYTES: usize = 8 << 20;
+/// A pass that has run so long waits for a slow link no more.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// While it waits it looks so often whether the link has proven slow.
+const LOOK: Duration = Duration::from_millis(100);
 /// A link that takes fewer bytes a second than this gets compressed blocks, if it is left to us: what gigabit Ethernet carries, and less than a
 /// replica takes that shares two processors with its source.
 const FAST: u64 = 120_000_000;
@@ -67,6 +76,9 @@ enum Way {
 /// Pieces from those who encode to the one who sends.
 struct Queue {
     state: Mutex<Waiting>,
+    begun: Instant,
+    /// Where what there is no room for goes.
+    spill: Option<Arc<Log>>,
     /// There is room, or nobody takes any more.
     room: Condvar,
     signal: Arc<Signal>,
@@ -75,8 +87,12 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<Encoded>,
+    /// In memory.
     bytes: usize,
+    file: Option<Arc<dyn DiskFile>>,
+    /// There can be no file.
+    has_failed: bool,
     /// So many bytes were taken since then.
     taken: u64,
     since: Option<Instant>,
@@ -84,6 +100,18 @@ struct Waiting {
     ended: Option<Result<()>>,
     /// Nobody takes any more.
     is_left: bool,
+}
+
+/// Blocks of these lengths, one directly behind the other.
+struct Encoded {
+    lens: Vec<usize>,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    Here(Vec<u8>),
+    /// In the file, from there on.
+    Spilled(u64),
 }
 
 /// What comes next of a transfer.
@@ -104,7 +132,7 @@ impl Transfer {
         needs: Needs,
         (file_id, next_block): (FileId, u64),
         (options, adapts): (WriterOptions, bool),
-        signal: &Arc<Signal>,
+        (signal, spill): (&Arc<Signal>, Option<&Arc<Log>>),
     ) -> Self {
         let needed = Needed { pass, needs };
         let way = match options.threads {
@@ -114,7 +142,7 @@ impl Transfer {
                 progress: Progress::default(),
                 ended: false,
             },
-            _ => Way::Aside(Queue::fill(needed, (options, adapts), signal)),
+            _ => Way::Aside(Queue::fill(needed, (options, adapts), signal, spill)),
         };
         let (bytes, lens) = (Vec::new(), VecDeque::new());
         Transfer { way, file_id, next_block, blocks: 0, bytes, at: 0, lens }
@@ -141,9 +169,9 @@ impl Transfer {
                     })?;
                 }
                 Way::Aside(queue) => match queue.take()? {
-                    Some(Some(piece)) => {
-                        lens.extend(piece.blocks.iter().map(|block| block.len));
-                        *bytes = piece.bytes;
+                    Some(Some((encoded, of))) => {
+                        *bytes = encoded;
+                        lens.extend(of);
                     }
                     Some(None) => return Ok(Next::End),
                     None => return Ok(Next::NotYet),
@@ -177,9 +205,12 @@ impl Queue {
         needed: Needed,
         (options, adapts): (WriterOptions, bool),
         signal: &Arc<Signal>,
+        spill: Option<&Arc<Log>>,
     ) -> Arc<Self> {
         let queue = Arc::new(Self {
             state: Mutex::default(),
+            begun: Instant::now(),
+            spill: spill.cloned(),
             room: Condvar::new(),
             signal: Arc::clone(signal),
             progress: Progress { in_haste: adapts.into(), ..Progress::default() },
@@ -202,28 +233,77 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for room.
+    /// Waits for room, or makes some.
     fn put(&self, piece: Piece) -> Result<()> {
+        let Piece { bytes, blocks } = piece;
+        let lens = blocks.iter().map(|block| block.len).collect();
         let mut state = self.state();
         while state.bytes > QUEUE_BYTES && !state.is_left {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let left = PATIENCE.saturating_sub(self.begun.elapsed());
+            // Who is fast is waited for.
+            let may_spill = !self.progress.in_haste.load(Ordering::Relaxed) && !state.has_failed;
+            match &self.spill {
+                Some(log) if may_spill && left.is_zero() => {
+                    drop(state);
+                    let spilled = self.spill(log, &bytes);
+                    state = self.state();
+                    match spilled {
+                        Ok(offset) => {
+                            state.pieces.push_back(Encoded { lens, bytes: Bytes::Spilled(offset) });
+                            drop(state);
+                            self.signal.wake();
+                            return Ok(());
+                        }
+                        // A full disk, say.
+                        Err(_) => state.has_failed = true,
+                    }
+                }
+                _ => {
+                    let at_most = left.max(LOOK);
+                    let waited = self.room.wait_timeout(state, at_most);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
         }
         if state.is_left {
             return Err(Error::Cancelled);
         }
-        state.bytes += piece.bytes.len();
-        state.pieces.push_back(piece);
+        state.bytes += bytes.len();
+        state.pieces.push_back(Encoded { lens, bytes: Bytes::Here(bytes) });
         drop(state);
         self.signal.wake();
         Ok(())
     }
 
-    /// The next piece; `Some(None)` behind the last.
-    fn take(&self) -> Result<Option<Option<Piece>>> {
+    /// Writes into the file, and tells where. Nobody else does.
+    fn spill(&self, log: &Log, bytes: &[u8]) -> Result<u64> {
+        let (file, offset) = {
+            let state = self.state();
+            let last = state.pieces.iter().rev().find_map(|piece| match piece.bytes {
+                Bytes::Spilled(offset) => Some(offset + piece.lens.iter().sum::<usize>() as u64),
+                Bytes::Here(_) => None,
+            });
+            // What was taken was read under the lock: its place is free.
+            (state.file.clone(), last.unwrap_or(0))
+        };
+        let file = match file {
+            Some(file) => file,
+            None => {
+                let file: Arc<dyn DiskFile> = log.directory.create_nameless()?.into();
+                self.state().file.insert(file).clone()
+            }
+        };
+        let told = |source| Error::io("write", Path::new("a file without a name"), source);
+        write_all_at(&*file, bytes, offset).map_err(told)?;
+        Ok(offset)
+    }
+
+    /// The next blocks, and their lengths; `Some(None)` behind the last.
+    fn take(&self) -> Result<Option<Option<(Vec<u8>, Vec<usize>)>>> {
         let mut state = self.state();
-        if let Some(piece) = state.pieces.pop_front() {
-            state.bytes -= piece.bytes.len();
-            state.taken += piece.bytes.len() as u64;
+        if let Some(Encoded { lens, bytes }) = state.pieces.pop_front() {
+            let len = lens.iter().sum::<usize>();
+            state.taken += len as u64;
             if state.taken >= MEASURED {
                 let since = state.since.replace(Instant::now());
                 let taken = std::mem::take(&mut state.taken);
@@ -233,9 +313,23 @@ impl Queue {
                     self.progress.in_haste.store(false, Ordering::Relaxed);
                 }
             }
+            let bytes = match bytes {
+                Bytes::Here(bytes) => {
+                    state.bytes -= len;
+                    bytes
+                }
+                Bytes::Spilled(offset) => {
+                    let mut bytes = vec![0; len];
+                    let file = state.file.clone().expect("our bug: spilled without a file");
+                    let told =
+                        |source| Error::io("read", Path::new("a file without a name"), source);
+                    read_exact_at(&*file, &mut bytes, offset).map_err(told)?;
+                    bytes
+                }
+            };
             drop(state);
             self.room.notify_all();
-            return Ok(Some(Some(piece)));
+            return Ok(Some(Some((bytes, lens))));
         }
         match state.ended.take() {
             None => Ok(None),

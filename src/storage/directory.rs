@@ -387,6 +387,13 @@ impl Directory {
         self.path.join(SPOOL)
     }
 
+    /// A file that is gone when it is closed.
+    pub(crate) fn create_nameless(&self) -> Result<Box<dyn DiskFile>> {
+        let (path, file) = create_temporary(&*self.disk, &self.spool())?;
+        self.disk.remove(&path).map_err(|source| Error::io("remove", &path, source))?;
+        Ok(file)
+    }
+
     pub(crate) fn snapshot(&self, ordinal: u64) -> PathBuf {
         self.file(FileKind::Snapshot(ordinal))
     }

@@ -4,12 +4,12 @@ use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use stillframe::simulation::SimDisk;
 use stillframe::{
-    AckLevel, Builder, Database, DirectoryInfo, Durability, Error, Link, PrimaryOptions,
+    AckLevel, Builder, Database, DirectoryInfo, Durability, Error, Holder, Link, PrimaryOptions,
     ReplicaSource, ReplicaState, SaveOptions,
 };
 
@@ -213,5 +213,77 @@ fn a_replica_may_drop_what_it_has_first() {
         // A delta drops nothing.
         replica.stop();
         db.keyspace("films").unwrap().insert("later", "v").unwrap();
+    }
+}
+
+/// A replica that reads slowly holds the cut for no longer than the disk takes: what it has not read waits in a file without a name, and is right.
+#[test]
+fn a_slow_replica_does_not_hold_the_cut() {
+    let dir = Dir::new("slow");
+    let db = Database::builder().durability(Durability::Memory).open(dir.file("primary")).unwrap();
+    let films = db.keyspace("films").unwrap();
+    let mut random = 1_u64;
+    for n in 0..30_000_u32 {
+        // Nothing that could be compressed.
+        let mut value = Vec::new();
+        while value.len() < 1_000 {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            value.extend((random >> 16).to_le_bytes());
+        }
+        films.insert(n.to_be_bytes(), value).unwrap();
+    }
+    db.compact_log(SaveOptions::default()).unwrap();
+    let primary = db.serve_replicas(PrimaryOptions::new().always_compress(true)).unwrap();
+    let (reads, read) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let source = {
+        let (primary, reads, read) = (primary.clone(), Arc::clone(&reads), Arc::clone(&read));
+        ReplicaSource::links(move || {
+            let (ours, theirs) = UnixStream::pair()?;
+            primary.attach(Link::unix(theirs)?);
+            let (reader, writer) = (ours.try_clone()?, ours.try_clone()?);
+            let reader = Slow { reader, reads: Arc::clone(&reads), read: Arc::clone(&read) };
+            Ok(Link::new(reader, writer, move || drop(ours.shutdown(Shutdown::Both))))
+        })
+    };
+    let copy = Database::in_memory();
+    let replica = copy.follow(source).unwrap();
+    let began = Instant::now();
+    let holds = || db.stats().stills.iter().any(|still| still.holder == Holder::Replica);
+    while read.load(Ordering::Relaxed) < 100_000 || holds() {
+        assert!(
+            began.elapsed() < Duration::from_secs(8),
+            "the cut is held: {:?}",
+            replica.status()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Nothing of it is there for who looks.
+    let names = std::fs::read_dir(dir.file("primary")).unwrap().map(|entry| entry.unwrap());
+    let left: Vec<_> = names.filter(|entry| entry.path().ends_with(".tmp")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(read.load(Ordering::Relaxed) < 2 << 20, "it has read all: that was no slow replica");
+    reads.store(true, Ordering::Relaxed);
+    reaches(&replica, &db);
+    same(&db, &copy);
+    assert_eq!(primary.counts().full, 1);
+}
+
+/// Reads next to nothing until it is told to.
+struct Slow<R> {
+    reader: R,
+    reads: Arc<AtomicBool>,
+    read: Arc<AtomicUsize>,
+}
+
+impl<R: Read> Read for Slow<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let mut len = buf.len();
+        if !self.reads.load(Ordering::Relaxed) && self.read.load(Ordering::Relaxed) > 100_000 {
+            std::thread::sleep(Duration::from_millis(20));
+            len = len.min(1_000);
+        }
+        let count = self.reader.read(&mut buf[..len])?;
+        self.read.fetch_add(count, Ordering::Relaxed);
+        Ok(count)
     }
 }
