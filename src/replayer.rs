@@ -7,7 +7,7 @@ use crate::commit::{KeyspaceSlot, LoggedEffect};
 use crate::format::codec::LENIENT;
 use crate::format::log::{Base, RECORD_FRAME_LEN};
 use crate::format::record::{Effects, HistoryBody};
-use crate::format::snapshot::{Span, begin_history};
+use crate::format::snapshot::Span;
 use crate::keys::{CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::open::Content;
 use crate::position::{Position, Seq};
@@ -157,7 +157,7 @@ impl Apply for Replayer<'_> {
         }
         let HistoryBody { history, term, writer } = *body;
         let (start, end) = (position.seq, position.seq);
-        begin_history(&mut self.content.lineage, Span { history, term, writer, start, end });
+        self.content.lineage.push(Span { history, term, writer, start, end });
         (self.position, self.time_ms) = (position, time_ms);
         Ok(())
     }

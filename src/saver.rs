@@ -314,6 +314,12 @@ impl Saver {
         Ok(report)
     }
 
+    /// As [`restart`](Self::restart), if the log has failed, or what was installed is not on the disk.
+    pub(crate) fn heal(&self) -> Result<()> {
+        let is_well = self.log.failure().is_none() && self.state.lock().anew.is_none();
+        if is_well { Ok(()) } else { self.restart(&self.policy.options).map(drop) }
+    }
+
     /// Does `install`, which puts another state in the place of the present, and begins the directory anew with it, as one of the data set
     /// `dataset`. Up to one moment the directory is that of the state before, from then on that of the new one, whole and durable.
     ///

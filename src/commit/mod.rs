@@ -16,7 +16,6 @@ use std::sync::{Arc, OnceLock};
 use crate::error::LogFailure;
 use crate::format::log::Base;
 pub(crate) use crate::format::snapshot::Span;
-use crate::format::snapshot::begin_history;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::sync::assert_no_latch;
@@ -298,7 +297,7 @@ impl State {
         }
         self.position = Position { history, seq: Seq(self.position.seq.0 + 1) };
         let start = self.position.seq;
-        begin_history(line, Span { history, term, writer, start, end: start });
+        line.push(Span { history, term, writer, start, end: start });
         if let Some(tail) = &mut self.tail {
             let body = HistoryBody { history, term, writer };
             tail.append_history(&body, start, self.last_time_ms);
@@ -587,7 +586,7 @@ impl Commit {
         let start = state.position.seq;
         state.position.history = history;
         let line = Arc::make_mut(&mut state.line);
-        begin_history(line, Span { history, term, writer, start, end: start });
+        line.push(Span { history, term, writer, start, end: start });
         Ok(())
     }
 

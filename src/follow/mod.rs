@@ -271,7 +271,8 @@ pub struct ReplicaStatus {
     /// Growing as it does, the source's log drops after so long what it has not sent yet: who comes back later gets leaves instead of records. `None` while
     /// it does not grow, or nothing is known.
     pub log_lasts: Option<Duration>,
-    /// How old what it has is, in milliseconds by the primary's clock: 0 while it has all. `None` before anything was heard.
+    /// How old what it has is, in milliseconds: by the primary's clock, or since that was last in touch, with this node or with those between the two. 0 while
+    /// it has all. `None` before anything was heard.
     pub lag_ms: Option<u64>,
     /// How it caught up last.
     pub caught_up: Option<SyncKind>,
@@ -305,6 +306,8 @@ struct State {
     head: Seq,
     time_ms: u64,
     backlog: Backlog,
+    /// Since then nothing was heard of the primary.
+    lost_since_ms: Option<u64>,
     caught_up: Option<SyncKind>,
     counts: SyncCounts,
     links: u64,
@@ -343,6 +346,7 @@ impl Database {
                 head: Seq(0),
                 time_ms: 0,
                 backlog: Backlog::NONE,
+                lost_since_ms: None,
                 caught_up: None,
                 counts: SyncCounts::default(),
                 links: 0,
@@ -456,7 +460,8 @@ impl Following {
             own.map_or((Position::default(), 0), |own| (own.position, own.time_ms));
         let state = self.state();
         let lag = state.head.0.saturating_sub(position.seq.0);
-        let behind = state.time_ms.saturating_sub(applied_ms);
+        let behind = if lag == 0 { 0 } else { state.time_ms.saturating_sub(applied_ms) };
+        let lost_ms = state.lost_since_ms.map_or(0, |since| uptime_ms().saturating_sub(since));
         ReplicaStatus {
             state: state.state,
             source: self.source.place.clone(),
@@ -466,7 +471,7 @@ impl Following {
             lag,
             lag_bytes: state.backlog.bytes,
             log_lasts: lasts(state.backlog),
-            lag_ms: (state.time_ms > 0).then_some(if lag == 0 { 0 } else { behind }),
+            lag_ms: (state.time_ms > 0).then_some(behind.max(lost_ms)),
             caught_up: state.caught_up,
             counts: state.counts,
             links: state.links,
@@ -497,6 +502,11 @@ impl Following {
     fn set_in_touch(&self, is_in_touch: bool) {
         let Some(engine) = self.engine.upgrade() else { return };
         engine.hub.set_lost(!is_in_touch);
+        {
+            let mut state = self.state();
+            let since = state.lost_since_ms.unwrap_or_else(uptime_ms);
+            state.lost_since_ms = (!is_in_touch).then_some(since);
+        }
         let refuse_from = match self.source.stale {
             // It has let go of what it had.
             _ if !is_in_touch
@@ -556,9 +566,10 @@ impl Following {
             };
             let is_refused = matches!(end, LinkLost::Refused(_));
             let mut state = self.state();
+            let failed_here = matches!(end, LinkLost::Failed(_));
             state.last_end = Some(end);
-            if state.counts != before {
-                // It came further than the last time.
+            if state.counts != before && !failed_here {
+                // It came further than the last time, and what ended it was not this side.
                 retry = FIRST_RETRY;
             }
             if is_refused && !state.is_stopped {
@@ -597,6 +608,10 @@ impl Following {
     ) -> Option<(Kept, LinkLost)> {
         let engine = self.engine.upgrade()?;
         let hub = Arc::clone(&engine.hub);
+        // Nobody else may be there to see that the disk has failed, and that it does no more.
+        if let Some(Err(error)) = engine.saver.as_ref().map(|saver| saver.heal()) {
+            return Some((kept, LinkLost::Failed(error.to_string())));
+        }
         drop(engine);
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let max_body_len = crate::format::record::MAX_BODY_LEN_U32;
@@ -731,6 +746,11 @@ impl Watched {
             }
         }
         if self.stage == Some(stage) {
+            let is_lost = self.following.state().lost_since_ms.is_some();
+            if stage == Stage::Streaming && is_lost != self.session.is_unsettled {
+                // Its source has lost the primary, or found it again.
+                self.following.set_in_touch(!self.session.is_unsettled);
+            }
             return;
         }
         self.stage = Some(stage);

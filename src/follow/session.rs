@@ -21,7 +21,7 @@ use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::replication::catch_up::{Replica, batches_beyond, consent};
 use crate::replication::framing::Sealer;
-use crate::replication::line::{fork, has, term};
+use crate::replication::line::{self, fork, has, term};
 use crate::replication::needs::{Need, Needs};
 use crate::serve::drive::{Chore, Machine};
 use crate::serve::hub::{Hub, SyncKind};
@@ -105,6 +105,8 @@ pub(crate) struct ReplicaSession {
     pub(crate) time_ms: u64,
     /// What the source has said is still to come, and how long it keeps that.
     pub(crate) backlog: Backlog,
+    /// The source has not heard of the primary of late.
+    pub(crate) is_unsettled: bool,
     /// How it caught up.
     pub(crate) caught_up: Option<SyncKind>,
     /// Why it gave up, where a rule says so.
@@ -147,6 +149,7 @@ impl ReplicaSession {
             head: Seq(0),
             time_ms: 0,
             backlog: Backlog::NONE,
+            is_unsettled: false,
             caught_up: None,
             refused: None,
             fault: None,
@@ -199,7 +202,7 @@ impl ReplicaSession {
             is_unsettled: false,
             max_body_len: self.limits.max_body_len,
             path: Vec::new(),
-            lineage: own.lineage,
+            lineage: line::told(&own.lineage, &[]),
             name: self.limits.name.clone(),
         };
         hello.encode(&mut payload);
@@ -225,6 +228,7 @@ impl ReplicaSession {
                 self.time_ms = self.time_ms.max(beat.time_ms);
                 self.sync_wanted |= beat.wants_durable;
                 self.backlog = beat.backlog;
+                self.is_unsettled = beat.is_unsettled;
                 if let Some(applier) = &mut self.applier
                     && planted(Bug::BeatTakesSeq)
                 {
@@ -289,7 +293,7 @@ impl ReplicaSession {
         }
         let known = self.hub.term(&own.lineage);
         let is_same = source.dataset == engine.dataset();
-        let durable = self.durable.max(self.heard_durable(&own));
+        let durable = self.durable.max(self.heard_durable(&own)).max(written_durably(engine, &own));
         let replica = Replica {
             line: &own.lineage,
             term: known,
@@ -314,7 +318,7 @@ impl ReplicaSession {
             path.truncate(64);
             self.hub.set_path(path);
         }
-        self.durable = source.durable;
+        (self.durable, self.is_unsettled) = (source.durable, source.is_unsettled);
         self.fork = if is_same { fork(&own.lineage, &source.lineage) } else { None };
         if own.lineage.is_empty() {
             self.fork = Some(Seq(0));
@@ -589,7 +593,8 @@ impl ReplicaSession {
             let seq = engine.tree().commit.position().seq;
             sealer.seal_with(MessageKind::Beat, out, |out| {
                 let (time_ms, backlog) = (0, Backlog::NONE);
-                Beat { seq, time_ms, wants_durable: false, backlog }.encode(out);
+                let (wants_durable, is_unsettled) = (false, false);
+                Beat { seq, time_ms, wants_durable, is_unsettled, backlog }.encode(out);
             });
         }
         Ok(Filled::Idle)
@@ -635,6 +640,13 @@ impl Machine for ReplicaSession {
     fn heard(&mut self, now_ms: u64) {
         self.heard_ms = self.heard_ms.max(now_ms);
     }
+}
+
+/// The highest batch on the disk of those that this node wrote itself: of these it is the primary that says what is durable.
+fn written_durably(engine: &Engine, own: &Standing) -> Seq {
+    let last = own.lineage.iter().rfind(|span| span.writer == engine.node);
+    let durable = engine.log().map_or(Seq(0), |log| log.durable());
+    last.filter(|span| span.start <= durable).map_or(Seq(0), |span| span.end.min(durable))
 }
 
 /// What came makes no sense.

@@ -226,18 +226,6 @@ pub(crate) struct Span {
 
 pub(crate) const SPAN_LEN: usize = 56;
 
-/// So many of a line's newest histories are named, and its first.
-const NEWEST: usize = 256;
-
-/// The line goes on with a history of its own. One that was named may be named no more: who has a batch of that alone in common with the line
-/// forks from it earlier, and is sent more.
-pub(crate) fn begin_history(line: &mut Vec<Span>, history: Span) {
-    line.push(history);
-    if line.len() > NEWEST + 1 {
-        line.remove(1);
-    }
-}
-
 /// What decides between two lines whose nodes both take writes: the highest term, and of equal ones the history that began it.
 pub(crate) fn rank(line: &[Span]) -> (u64, HistoryId) {
     let term = line.iter().map(|span| span.term).max().unwrap_or(0);
@@ -309,22 +297,6 @@ mod tests {
         reason = "a test that overflows fails"
     )]
     use super::*;
-
-    /// However often a node begins a history: what it says of them stays short, and it names the first and the newest with their own ends.
-    #[test]
-    fn a_line_names_its_first_and_its_newest_histories() {
-        let mut line = Vec::new();
-        for n in 1..=1_000_u64 {
-            let mut history = [0; 16];
-            history[..8].copy_from_slice(&n.to_le_bytes());
-            let (history, start, end) = (HistoryId(history), Seq(n * 10), Seq(n * 10 + 9));
-            begin_history(&mut line, Span { history, term: n, writer: [1; 16], start, end });
-            assert!(line.len() as u64 == n.min(257));
-        }
-        let starts: Vec<_> = line.iter().map(|span| span.start.0 / 10).collect();
-        assert_eq!(starts[..3], [1, 745, 746]);
-        assert!(starts[1..].is_sorted() && starts[256] == 1_000);
-    }
 
     fn header() -> Header {
         let position = Position { history: HistoryId([7; 16]), seq: Seq(42) };

@@ -472,6 +472,8 @@ pub(crate) struct Beat {
     pub(crate) time_ms: u64,
     /// Somebody waits until what is sent is on the other's disk.
     pub(crate) wants_durable: bool,
+    /// One has not heard of the primary of late.
+    pub(crate) is_unsettled: bool,
     pub(crate) backlog: Backlog,
 }
 
@@ -491,7 +493,8 @@ impl Backlog {
 impl Beat {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let Backlog { bytes, lasts_ms } = self.backlog;
-        for field in [self.seq.0, self.time_ms, self.wants_durable.into(), bytes, lasts_ms] {
+        let flags = u64::from(self.wants_durable) | u64::from(self.is_unsettled) << 32;
+        for field in [self.seq.0, self.time_ms, flags, bytes, lasts_ms] {
             out.extend_from_slice(&field.to_le_bytes());
         }
     }
@@ -500,10 +503,10 @@ impl Beat {
         let mut d = Decoder::new(bytes);
         let (seq, time_ms) = (d.seq("seq")?, d.u64("time")?);
         let wants_durable = d.u32_in("whether durability is wanted", 0, 1)? == 1;
-        d.zeros("reserved bytes of a beat", 4)?;
+        let is_unsettled = d.u32_in("whether the primary was heard", 0, 1)? == 1;
         let backlog = Backlog { bytes: d.u64("bytes ahead")?, lasts_ms: d.u64("time left")? };
         d.finish("beat")?;
-        Ok(Beat { seq, time_ms, wants_durable, backlog })
+        Ok(Beat { seq, time_ms, wants_durable, is_unsettled, backlog })
     }
 }
 

@@ -357,6 +357,11 @@ impl Opener {
         }
     }
 
+    /// Frames that were proven: each is a sign of life, though the message may have more to come.
+    pub(crate) fn frames(&self) -> u64 {
+        self.count
+    }
+
     /// Takes bytes as they came. They are held until [`Opener::next`] was called for them.
     pub(crate) fn receive(&mut self, bytes: &[u8]) {
         if self.fault.is_some() {

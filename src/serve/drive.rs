@@ -305,11 +305,15 @@ impl<M: Machine> Shared<M> {
         loop {
             opener.receive(&chunk);
             chunks.spent(std::mem::take(&mut chunk));
+            let before = opener.frames();
             loop {
                 let message = match opener.next() {
                     Ok(message) => message,
                     Err(fault) => return Some(fault.into()),
                 };
+                if opener.frames() != before && message.is_none() {
+                    lock(&self.machine).heard(uptime_ms());
+                }
                 let Some((kind, payload)) = message else { break };
                 let mut machine = lock(&self.machine);
                 let taken = machine.receive(kind, &payload, uptime_ms());
@@ -360,7 +364,8 @@ impl<M: Machine> Shared<M> {
                     if written.elapsed() >= self.beat {
                         sealer.seal_with(MessageKind::Beat, &mut out, |out| {
                             let (seq, time_ms, backlog) = (Seq(0), 0, Backlog::NONE);
-                            Beat { seq, time_ms, wants_durable: false, backlog }.encode(out);
+                            let (wants_durable, is_unsettled) = (false, false);
+                            Beat { seq, time_ms, wants_durable, is_unsettled, backlog }.encode(out);
                         });
                     }
                     Ok(Filled::Idle)

@@ -235,6 +235,13 @@ impl Hub {
         }
     }
 
+    /// The replica of a session is there.
+    pub(crate) fn heard_of(&self, id: u64) {
+        if let Some(session) = self.state().sessions.get_mut(&id) {
+            session.heard = Instant::now();
+        }
+    }
+
     /// The replica of a session has come so far.
     pub(crate) fn ack(&self, id: u64, ack: &Ack) {
         if let Some(session) = self.state().sessions.get_mut(&id) {

@@ -12,7 +12,7 @@ use crate::commit::{Holder, Role, Standing};
 use crate::database::Engine;
 use crate::follow::session::{Kept, ReplicaSession};
 use crate::format::record::{HistoryBody, RECORD_HEADER_LEN, RecordKind};
-use crate::format::snapshot::{Codec, rank};
+use crate::format::snapshot::{Codec, Span, rank};
 use crate::format::wire::{
     Ack, Ask, Backlog, Beat, Bye, CutMessage, End, Hello, MAX_PAYLOAD_LEN, Mark, MessageKind,
     Offer, Plan, Reason,
@@ -21,7 +21,7 @@ use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::replication::catch_up::{CatchUp, Costs, Source, choose};
 use crate::replication::framing::Sealer;
-use crate::replication::line::has;
+use crate::replication::line::{self, has};
 use crate::replication::needs::{Need, Needs};
 use crate::serve::drive::Machine;
 use crate::serve::hub::{Hub, SyncKind};
@@ -273,7 +273,11 @@ impl SourceSession {
                 self.ack(ack);
                 Ok(())
             }
-            MessageKind::Beat => Beat::decode(payload).map(drop).map_err(decoded),
+            MessageKind::Beat => {
+                Beat::decode(payload).map_err(decoded)?;
+                self.hub.heard_of(self.id);
+                Ok(())
+            }
             MessageKind::Bye => Err(Ended::Bye(Bye::decode(payload).map_err(decoded)?)),
             _ => Err(Ended::By(Reason::Protocol, 0)),
         }
@@ -324,7 +328,7 @@ impl SourceSession {
             is_unsettled: self.is_unsettled(&own),
             max_body_len: self.limits.max_body_len,
             path: self.hub.path(),
-            lineage: own.lineage,
+            lineage: line::told(&own.lineage, &hello.lineage),
             name: self.limits.name.clone(),
         };
         if !self.is_what_it_said(engine) {
@@ -343,6 +347,11 @@ impl SourceSession {
     /// Whether the state is still the one, with its line and its data set, that hello told of, or goes on from it.
     fn is_what_it_said(&self, engine: &Arc<Engine>) -> bool {
         self.installs.is_some() && engine.installs() == self.installs
+    }
+
+    /// What the replica has told of its line.
+    fn replica_line(&self) -> Vec<Span> {
+        self.replica.as_ref().map(|replica| replica.lineage.clone()).unwrap_or_default()
     }
 
     fn ack(&mut self, ack: Ack) {
@@ -465,7 +474,7 @@ impl SourceSession {
             fingerprint: promised.fingerprint,
             durable: self.durable(engine, &self.standing(engine)).min(promised.position.seq),
             chain: pass.cut().chain,
-            lineage: promised.lineage,
+            lineage: line::told(&promised.lineage, &self.replica_line()),
         };
         let options = WriterOptions {
             codec: Codec::Lz4,
@@ -538,7 +547,8 @@ impl SourceSession {
             }
             let backlog = self.backlog;
             sealer.seal_with(MessageKind::Beat, out, |out| {
-                Beat { seq: own.position.seq, time_ms, wants_durable, backlog }.encode(out);
+                let (seq, is_unsettled) = (own.position.seq, self.is_unsettled(&own));
+                Beat { seq, time_ms, wants_durable, is_unsettled, backlog }.encode(out);
             });
         }
         let filled = match std::mem::replace(&mut self.sending, Sending::Nothing) {

@@ -102,6 +102,9 @@ struct Waiting {
     is_left: bool,
 }
 
+/// Blocks, and their lengths.
+type Taken = (Vec<u8>, Vec<usize>);
+
 /// Blocks of these lengths, one directly behind the other.
 struct Encoded {
     lens: Vec<usize>,
@@ -299,7 +302,7 @@ impl Queue {
     }
 
     /// The next blocks, and their lengths; `Some(None)` behind the last.
-    fn take(&self) -> Result<Option<Option<(Vec<u8>, Vec<usize>)>>> {
+    fn take(&self) -> Result<Option<Option<Taken>>> {
         let mut state = self.state();
         if let Some(Encoded { lens, bytes }) = state.pieces.pop_front() {
             let len = lens.iter().sum::<usize>();

@@ -128,7 +128,14 @@ impl SessionEnd {
             open.1.receive(bytes);
         }
         while let Wire::Open(open) = &mut self.link {
+            let before = open.1.frames();
             let next = open.1.next().map_err(|fault| SessionEnded::Other(fault.to_string()))?;
+            if open.1.frames() != before {
+                match &mut self.machine {
+                    Side::Source { session, .. } => session.heard(now_ms),
+                    Side::Replica(session) => session.heard(now_ms),
+                }
+            }
             let Some((kind, payload)) = next else { break };
             let taken = match &mut self.machine {
                 Side::Source { session, .. } => {

@@ -17,7 +17,7 @@ use crate::commit::Role;
 use crate::error::{Error, Result};
 use crate::format::log::{Base, Identity};
 use crate::format::record::HistoryBody;
-use crate::format::snapshot::{Span, begin_history};
+use crate::format::snapshot::Span;
 use crate::position::{HistoryId, Position, Seq};
 
 /// What the directory of a database says of itself, read without opening it; nothing is changed, and it may be open elsewhere.
@@ -193,7 +193,7 @@ impl Apply for Line {
         let start = record.position.seq;
         self.end_at(Seq(start.0 - 1));
         let HistoryBody { history, term, writer } = *body;
-        begin_history(&mut self.spans, Span { history, term, writer, start, end: start });
+        self.spans.push(Span { history, term, writer, start, end: start });
         self.batches += 1;
         Ok(())
     }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use stillframe::simulation::SimDisk;
 use stillframe::{
-    AckLevel, Builder, Database, DirectoryInfo, Durability, Error, Holder, Link, PrimaryOptions,
-    ReplicaSource, ReplicaState, SaveOptions,
+    AckLevel, Builder, Database, DirectoryInfo, Durability, Error, Holder, Link, LinkLost,
+    PrimaryOptions, ReplicaSource, ReplicaState, ReplicaStatus, SaveOptions, StalePolicy,
 };
 
-use crate::replicas::{LONG, reaches, same, until, within};
+use crate::replicas::{LONG, on, reaches, same, until, within};
 use crate::saves::Dir;
 
 /// A directory that syncs nothing by itself.
@@ -125,15 +125,14 @@ fn a_long_line_stays_short() {
                 "run {run}: {counts:?}"
             );
             if run == 299 {
-                // Not the first history, but one of those after it, is named no more: it is not known to be on the line.
                 replica.wait_for(first.unwrap(), LONG).unwrap();
                 db.compact_log(SaveOptions::default()).unwrap();
             }
         }
         db.close().unwrap();
     }
-    let info = DirectoryInfo::read(&path).unwrap();
-    assert_eq!(info.lineage.len(), 257);
+    // The node itself forgets nothing.
+    assert_eq!(DirectoryInfo::read(&path).unwrap().lineage.len(), 300);
 }
 
 /// Who has no memory for two states lets the old one go first: nobody reads the nothing in between, what only it had is saved aside, and what is killed there
@@ -286,4 +285,120 @@ impl<R: Read> Read for Slow<R> {
         self.read.fetch_add(count, Ordering::Relaxed);
         Ok(count)
     }
+}
+
+/// A replica that has nothing to say is there all the same: the gate stays open while nobody writes.
+#[test]
+fn the_gate_stays_open_while_nobody_writes() {
+    let (often, max_lag) = (Duration::from_millis(20), Duration::from_millis(200));
+    let db = Database::in_memory();
+    let films = db.keyspace("films").unwrap();
+    let options = PrimaryOptions::new().min_replicas(1, max_lag).heartbeat(often);
+    let primary = db.serve_replicas(options).unwrap();
+    let copy = Database::in_memory();
+    let replica = copy.follow(within(&primary).heartbeat(often)).unwrap();
+    let began = Instant::now();
+    while films.insert("k", "v").is_err() {
+        assert!(began.elapsed() < LONG);
+        std::thread::sleep(often);
+    }
+    reaches(&replica, &db);
+    // Longer than the limit; whoever was not heard meanwhile would be gone.
+    std::thread::sleep(5 * max_lag);
+    assert!(primary.replicas()[0].silent_for < max_lag, "{:?}", primary.replicas());
+    films.insert("k", "w").unwrap();
+    replica.stop();
+    let began = Instant::now();
+    while films.insert("k", "v").is_ok() {
+        assert!(began.elapsed() < LONG);
+    }
+    assert!(matches!(films.insert("k", "v"), Err(Error::TooFewReplicas { .. })));
+}
+
+/// A replica that fails for reasons of its own tries again, but not without a pause, and goes on once it can.
+#[test]
+fn a_replica_without_memory_tries_again_with_patience() {
+    let db = Database::in_memory();
+    let films = db.keyspace("films").unwrap();
+    films.insert("small", "v").unwrap();
+    let primary = db.serve_replicas(PrimaryOptions::new()).unwrap();
+    let copy = Database::builder().memory_limit(4 << 20).in_memory().unwrap();
+    let replica = copy.follow(within(&primary)).unwrap();
+    reaches(&replica, &db);
+    for n in 0..100_u32 {
+        films.insert(n.to_be_bytes(), vec![7; 100_000]).unwrap();
+    }
+    until(&replica, "failed", |status| matches!(status.last_end, Some(LinkLost::Failed(_))));
+    let links = replica.status().links;
+    std::thread::sleep(Duration::from_secs(2));
+    let more = replica.status().links - links;
+    assert!(more < 12, "{more} more links in 2 s");
+    assert_eq!(copy.keyspace("films").unwrap().get("small").unwrap().unwrap(), "v");
+    copy.check();
+    for n in 0..100_u32 {
+        films.remove(n.to_be_bytes()).unwrap();
+    }
+    films.insert("small", "w").unwrap();
+    reaches(&replica, &db);
+    same(&db, &copy);
+}
+
+/// The disk of a replica is full while a state comes, and has room later: nobody has to tell it.
+#[test]
+fn a_replica_goes_on_when_its_disk_has_room_again() {
+    let db = Database::in_memory();
+    let films = db.keyspace("films").unwrap();
+    let disk = SimDisk::new();
+    let copy = on(&disk);
+    let used: u64 = disk.files().iter().map(|path| disk.contents(path).unwrap().len() as u64).sum();
+    for n in 0..300_u32 {
+        films.insert(n.to_be_bytes(), vec![n as u8; 10_000]).unwrap();
+    }
+    let primary = db.serve_replicas(PrimaryOptions::new().always_compress(true)).unwrap();
+    disk.set_capacity(Some(used + (64 << 10)));
+    let replica = copy.follow(within(&primary)).unwrap();
+    until(&replica, "failed", |status| matches!(status.last_end, Some(LinkLost::Failed(_))));
+    let links = replica.status().links;
+    std::thread::sleep(Duration::from_secs(2));
+    let status = replica.status();
+    assert!(status.links - links < 12 && status.counts.full <= 2, "{status:?}");
+    disk.set_capacity(None);
+    reaches(&replica, &db);
+    same(&db, &copy);
+    until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+    copy.persist(Durability::Sync).unwrap();
+    replica.stop();
+    copy.close().unwrap();
+    drop((replica, copy));
+    same(&db, &on(&disk));
+}
+
+/// Who follows a replica knows when that has lost the primary, and when the primary is back.
+#[test]
+fn staleness_is_told_down_a_chain() {
+    let often = Duration::from_millis(20);
+    let options = || PrimaryOptions::new().heartbeat(often);
+    let db = Database::in_memory();
+    db.keyspace("films").unwrap().insert("k", "v").unwrap();
+    let first = db.serve_replicas(options()).unwrap();
+    let (near, far) = (Database::in_memory(), Database::in_memory());
+    let of_near = near.follow(within(&first).heartbeat(often)).unwrap();
+    let second = near.serve_replicas(options()).unwrap();
+    let policy = StalePolicy::Refuse { after: Duration::from_millis(100) };
+    let of_far = far.follow(within(&second).heartbeat(often).stale_policy(policy)).unwrap();
+    reaches(&of_far, &db);
+    let settled = |status: &ReplicaStatus| {
+        status.state == ReplicaState::Streaming && status.lag_ms == Some(0)
+    };
+    until(&of_far, "settled", settled);
+    first.shutdown();
+    let lost = until(&of_far, "old", |status| status.lag_ms.is_some_and(|lag_ms| lag_ms > 150));
+    assert_eq!(lost.state, ReplicaState::Streaming);
+    assert!(matches!(far.snapshot(), Err(Error::Stale)));
+    let again = db.serve_replicas(options()).unwrap();
+    of_near.stop();
+    let of_near = near.follow(within(&again).heartbeat(often)).unwrap();
+    until(&of_far, "settled", settled);
+    reaches(&of_near, &db);
+    far.snapshot().unwrap();
 }
