@@ -312,6 +312,7 @@ mod tests {
         let (disk, other) = (SimDisk::new(), SimDisk::new());
         let source = on(&disk, 1 << 30).open("/db").unwrap();
         let replica = on(&other, 0).open("/db").unwrap();
+        replica.engine().tree().commit.set_role(Role::Replica);
         let mut random = Random::new(1);
         (0..20).for_each(|_| change(&source, &mut random));
         let log = source.engine().log().unwrap();
@@ -347,5 +348,18 @@ mod tests {
             }
         }
         same(&source, &replica, "all");
+        // Who takes writes of his own takes no others, whoever brings them and whatever he has looked at before.
+        let position = Position { seq: Seq(0), ..Position::default() };
+        let (header, body) = &records[0];
+        let first = on(&SimDisk::new(), 0).open("/db").unwrap();
+        assert_eq!(Applier::new(first.engine(), 0).position, position);
+        let applied = Applier::new(first.engine(), 0).apply(first.engine(), header, body);
+        assert!(matches!(applied, Err(NotApplied::Error(Error::NotFollowing))), "{applied:?}");
+        first.engine().tree().commit.set_role(Role::Replica);
+        let mut twice = [Applier::new(first.engine(), 0), Applier::new(first.engine(), 0)];
+        twice[0].apply(first.engine(), header, body).unwrap();
+        let applied = twice[1].apply(first.engine(), header, body);
+        assert!(matches!(applied, Err(NotApplied::Error(Error::NotFollowing))), "{applied:?}");
+        assert_eq!(first.position().seq, header.seq);
     }
 }

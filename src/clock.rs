@@ -10,7 +10,7 @@ use std::path::Path;
 #[cfg(any(test, feature = "simulation"))]
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 #[cfg(any(test, feature = "simulation"))]
 use crate::sync::{AtomicU64, Ordering};
@@ -68,6 +68,13 @@ impl Clock for SimClock {
         // Acquire: pairs with the Release in set() and advance().
         self.0.load(Ordering::Acquire)
     }
+}
+
+/// So much later than now; in a hundred years if that is no time at all.
+pub(crate) fn deadline(after: Duration) -> Instant {
+    const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    let now = Instant::now();
+    now.checked_add(after).unwrap_or_else(|| now + LONG)
 }
 
 /// Milliseconds since some moment, whatever is done to the time of day.

@@ -91,6 +91,8 @@ pub(crate) struct Engine {
     pub(crate) hub: Arc<Hub>,
     pub(crate) signals: Signals,
     pub(crate) following: Mutex<Option<Arc<Following>>>,
+    /// One hand-over at a time.
+    pub(crate) handing: Mutex<()>,
     pub(crate) attendants: Mutex<Vec<Weak<dyn Attendant>>>,
     save_thread: Option<SaveThread>,
     /// What was found when it was opened.
@@ -161,6 +163,7 @@ impl Database {
             hub: Arc::default(),
             signals: Signals::default(),
             following: Mutex::default(),
+            handing: Mutex::default(),
             attendants: Mutex::default(),
             save_thread,
             report,
@@ -560,6 +563,20 @@ impl Engine {
         };
         self.signals.committed();
         reached
+    }
+
+    /// After records of another node were applied, or a state of its was put in place: who waits for something to do is told. They are synced as writes of
+    /// one's own would be, but nobody waits for that here.
+    pub(crate) fn forwarded(&self) {
+        if let Some(keeper) = &self.keeper {
+            match self.durability {
+                Durability::Periodic(period) => keeper.sync_within(period),
+                Durability::Sync => keeper.sync_within(std::time::Duration::ZERO),
+                Durability::Memory | Durability::Os => {}
+            }
+            keeper.committed();
+        }
+        self.signals.committed();
     }
 
     fn persist(&self, level: Durability) -> std::result::Result<Seq, LogFailure> {

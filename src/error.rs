@@ -133,10 +133,8 @@ pub enum Error {
         /// Where that line and the batch's parted, if it is known.
         fork: Option<Seq>,
     },
-    /// A replica does not follow its source by itself: [`Replica::resync`](crate::Replica::resync) decides.
-    SyncRefused(SyncRefused),
-    /// The database follows another already.
-    Follows,
+    /// Something came for a replica, which by then followed nobody any more.
+    NotFollowing,
     /// The database's own saves fail, and it was opened to refuse writes then. Nothing changed.
     SavesFail,
     /// The batch is committed and visible, but the log failed before it had the durability asked for: whether it
@@ -389,8 +387,7 @@ impl fmt::Display for Error {
                 write!(f, "the batch is on another line, which parted behind {fork}")
             }
             Error::Gone { fork: None } => f.write_str("the batch is on another line"),
-            Error::SyncRefused(why) => write!(f, "the replica does not follow: {why}"),
-            Error::Follows => f.write_str("the database follows another already"),
+            Error::NotFollowing => f.write_str("the database follows nobody any more"),
             Error::SavesFail => f.write_str("saves fail, and writes are refused while they do"),
             Error::NotDurable { position, failure } => {
                 write!(f, "{position} is committed, not durable: {failure}")

@@ -96,6 +96,8 @@ impl Engine {
             return Ok(tree.commit.position());
         }
         self.stop_following();
+        // Who takes something back in the name of another sees it before the next message.
+        tree.commit.set_role(Role::Replica);
         let history = HistoryId(random_id()?);
         let now_ms = tree.clock().now_ms();
         let fence = log.as_ref().map(|log| log.directory.fence()).transpose()?.flatten();
@@ -112,6 +114,8 @@ impl Engine {
         // Whom it followed is not between its replicas and their primary any more.
         self.hub.set_path(Vec::new());
         tree.commit.set_role(Role::Primary);
+        // Whom it was told to follow meanwhile.
+        self.stop_following();
         Ok(position)
     }
 
@@ -176,8 +180,9 @@ impl Engine {
         self.following.lock().clone()
     }
 
-    pub(crate) fn set_following(&self, following: &Arc<Following>) {
-        *self.following.lock() = Some(Arc::clone(following));
+    /// From now on that is followed; returns whom it followed.
+    pub(crate) fn set_following(&self, following: &Arc<Following>) -> Option<Arc<Following>> {
+        self.following.lock().replace(Arc::clone(following))
     }
 
     /// Follows nobody any more.
@@ -204,6 +209,9 @@ impl Engine {
 
     /// Puts a state that came from a node of `dataset` in the place of the present, on the disk as well if there is one.
     pub(crate) fn put_in_place(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
+        if self.is_primary() {
+            return Err(Error::NotFollowing);
+        }
         self.installs.fetch_add(1, Ordering::AcqRel);
         let put = self.put_in_place_alone(arrival, dataset);
         self.installs.fetch_add(1, Ordering::AcqRel);

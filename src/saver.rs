@@ -323,7 +323,7 @@ impl Saver {
     /// Does `install`, which puts another state in the place of the present, and begins the directory anew with it, as one of the data set
     /// `dataset`. Up to one moment the directory is that of the state before, from then on that of the new one, whole and durable.
     ///
-    /// If that fails once the state is installed, the log takes no more, until this is done again (`install` then does nothing) or
+    /// If that fails once the state is installed, the log takes no more, until this is done again, with another state or the same, or
     /// [`restart`](Self::restart).
     pub(crate) fn begin_anew(
         &self,
@@ -336,17 +336,21 @@ impl Saver {
             cancel();
         }
         let mut state = self.state.lock();
-        let commit = &self.tree.commit;
-        if state.anew.is_none() {
-            self.log.sync(commit, commit.position().seq).map_err(Error::LogFailed)?;
-            self.log.suspend(commit);
-            if let Err(error) = install() {
-                // Nothing has changed.
-                self.log.resume(commit);
-                return Err(error);
-            }
-            state.anew = Some(dataset);
+        if self.ending.lock().closed {
+            return Err(Error::Closed);
         }
+        let commit = &self.tree.commit;
+        if let Some(before) = state.anew {
+            self.begin_installed(&mut state, before)?;
+        }
+        self.log.sync(commit, commit.position().seq).map_err(Error::LogFailed)?;
+        self.log.suspend(commit);
+        if let Err(error) = install() {
+            // Nothing has changed.
+            self.log.resume(commit);
+            return Err(error);
+        }
+        state.anew = Some(dataset);
         self.begin_installed(&mut state, dataset)
     }
 

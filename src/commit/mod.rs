@@ -267,6 +267,13 @@ impl State {
 }
 
 impl State {
+    /// A record of another node has a place, and is for a replica. Whoever brings it has looked, but not under the lock.
+    fn check_forwarded(&self, body: &Body) -> Result<()> {
+        let Body::Forwarded(record) = body else { return Ok(()) };
+        let fits = record.header.check_place(self.chain(), self.position.seq).is_ok();
+        if fits && self.role == Role::Replica { Ok(()) } else { Err(Error::NotFollowing) }
+    }
+
     /// The chain up to the last batch.
     fn chain(&self) -> u32 {
         self.tail.as_ref().map_or(self.chain, Tail::chain)
@@ -571,6 +578,7 @@ impl Commit {
         let state = &mut *guard;
         self.refusal(state, true)?;
         let mut record = Body::Forwarded(record);
+        state.check_forwarded(&record)?;
         if let Some(tail) = &state.tail
             && let Some(wanted) = tail.wants(&record, false)
         {
@@ -635,7 +643,9 @@ impl Commit {
     ) -> std::result::Result<Ticket<'_>, Refused> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        if let Err(error) = self.refusal(state, body.is_given()) {
+        let refused =
+            self.refusal(state, body.is_given()).and_then(|()| state.check_forwarded(body));
+        if let Err(error) = refused {
             return Err(Refused::Error(error));
         }
         let is_dropped = |slot: &KeyspaceSlot| state.keyspaces[slot.0 as usize].dropped;
@@ -767,6 +777,13 @@ impl Commit {
     /// The position of the last batch.
     pub(crate) fn position(&self) -> Position {
         self.state.lock().position
+    }
+
+    /// # Errors
+    /// [`Error::Poisoned`], [`Error::Closed`].
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.check()?;
+        if self.state.lock().closed { Err(Error::Closed) } else { Ok(()) }
     }
 
     /// Refuses writes from now on.

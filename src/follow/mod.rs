@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::clock::uptime_ms;
+use crate::clock::{deadline, uptime_ms};
 use crate::commit::Role;
 use crate::database::{Database, Engine};
 use crate::error::SyncRefused;
@@ -149,7 +149,8 @@ impl ReplicaSource {
     /// Lets go of what it has before a full sync, instead of keeping it until the new state is whole: for who has no memory for both. Reads are refused with
     /// [`Error::Stale`] meanwhile, whatever the policy; stills that are held keep what they show. Deltas go as ever. Default: no.
     ///
-    /// A crash in between leaves an empty replica, and so does [`stop`](Replica::stop): it is not to be promoted.
+    /// A crash in between leaves an empty directory, which whoever opens it without following may write to, and so does [`stop`](Replica::stop): that is not
+    /// to be promoted.
     #[must_use]
     pub fn drop_first(mut self, drop: bool) -> Self {
         self.drops_first = drop;
@@ -314,6 +315,8 @@ struct State {
     last_end: Option<LinkLost>,
     received_bytes: u64,
     is_stopped: bool,
+    /// The last change of the state was not told yet.
+    is_untold: bool,
     may_discard: bool,
     stop: Arc<Stop>,
 }
@@ -332,12 +335,11 @@ impl Database {
     /// [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`].
     pub fn follow(&self, source: ReplicaSource) -> Result<Replica> {
         let engine = self.engine();
-        engine.tree().commit.check()?;
+        engine.tree().commit.check_open()?;
         engine.stop_following();
         if let Some(log) = engine.log() {
             log.directory.follows()?;
         }
-        engine.tree().commit.set_role(Role::Replica);
         let following = Arc::new(Following {
             engine: Arc::downgrade(engine),
             source,
@@ -353,6 +355,7 @@ impl Database {
                 last_end: None,
                 received_bytes: 0,
                 is_stopped: false,
+                is_untold: false,
                 may_discard: false,
                 stop: Arc::default(),
             }),
@@ -360,7 +363,11 @@ impl Database {
             thread: Mutex::default(),
         });
         engine.attend(Arc::downgrade(&following) as Weak<dyn Attendant>);
-        engine.set_following(&following);
+        // Whoever was told to follow, or to be the primary, at the same time: one of them comes last.
+        if let Some(other) = engine.set_following(&following) {
+            other.stop();
+        }
+        engine.tree().commit.set_role(Role::Replica);
         following.set_in_touch(false);
         let run = Arc::clone(&following);
         let thread = thread::Builder::new().name("stillframe-follow".into());
@@ -386,7 +393,7 @@ impl Replica {
     /// # Errors
     /// [`Error::TimedOut`]. [`Error::Gone`] if it is on a line that has come past there without it. [`Error::Closed`].
     pub fn wait_for(&self, position: Position, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         loop {
             // Before the lock, and let go after it: who lets the database go last ends it, which takes this lock.
             let engine = self.following.engine.upgrade().ok_or(Error::Closed)?;
@@ -485,15 +492,19 @@ impl Following {
         if state.state == new {
             return;
         }
-        let was = std::mem::replace(&mut state.state, new);
+        (state.state, state.is_untold) = (new, true);
+        let was_in_touch = state.lost_since_ms.is_none();
         drop(state);
-        match (was, new) {
-            (_, ReplicaState::Streaming) => self.set_in_touch(true),
-            (ReplicaState::Streaming, _) => self.set_in_touch(false),
-            _ => {}
+        if was_in_touch && new != ReplicaState::Streaming {
+            self.set_in_touch(false);
         }
         self.changed.notify_all();
-        if let Some(tell) = &self.source.tell {
+    }
+
+    /// Tells of the state, if that was not done yet. On the thread that follows, which nobody who is told waits for.
+    fn tell(&self) {
+        let is_untold = std::mem::take(&mut self.state().is_untold);
+        if let (Some(tell), true) = (&self.source.tell, is_untold) {
             tell(&self.status());
         }
     }
@@ -550,6 +561,7 @@ impl Following {
                 kept.may_discard |= std::mem::take(&mut state.may_discard);
             }
             self.set(ReplicaState::Connecting);
+            self.tell();
             let before = self.state().counts;
             let end = match (self.source.connect)(self.source.timeout) {
                 Err(error) => LinkLost::Unreachable(error.to_string()),
@@ -575,6 +587,7 @@ impl Following {
             if is_refused && !state.is_stopped {
                 drop(state);
                 self.set(ReplicaState::Refused);
+                self.tell();
                 state = self.state();
             }
             let until = Instant::now() + if is_refused { LAST_RETRY } else { retry };
@@ -592,6 +605,7 @@ impl Following {
             }
         }
         self.set(ReplicaState::Stopped);
+        self.tell();
         if let Some(engine) = self.engine.upgrade() {
             engine.hub.set_path(Vec::new());
             // What it is to do with reads it was told for as long as it follows.
@@ -731,7 +745,9 @@ impl Watched {
         let stage = self.session.stage();
         {
             let mut state = self.following.state();
-            state.head = state.head.max(self.session.head);
+            if stage != Stage::Meeting {
+                state.head = self.session.head;
+            }
             state.time_ms = state.time_ms.max(self.session.time_ms);
             state.backlog = self.session.backlog;
             state.received_bytes =
@@ -745,12 +761,11 @@ impl Watched {
                 }
             }
         }
+        let was_in_touch = self.following.state().lost_since_ms.is_none();
+        if was_in_touch != self.session.is_in_touch() {
+            self.following.set_in_touch(!was_in_touch);
+        }
         if self.stage == Some(stage) {
-            let is_lost = self.following.state().lost_since_ms.is_some();
-            if stage == Stage::Streaming && is_lost != self.session.is_unsettled {
-                // Its source has lost the primary, or found it again.
-                self.following.set_in_touch(!self.session.is_unsettled);
-            }
             return;
         }
         self.stage = Some(stage);
@@ -772,6 +787,7 @@ impl Machine for Watched {
     ) -> Step {
         let received = self.session.receive(kind, payload, now_ms);
         self.look();
+        self.following.tell();
         self.following.changed.notify_all();
         received
     }
@@ -793,6 +809,10 @@ impl Machine for Watched {
 
     fn nap(&mut self, is_active: bool) -> Duration {
         self.session.nap(is_active)
+    }
+
+    fn most_body_len(&self) -> u32 {
+        self.session.most_body_len()
     }
 
     fn heard(&mut self, now_ms: u64) {

@@ -25,7 +25,7 @@ use crate::replication::line::{self, fork, has, term};
 use crate::replication::needs::{Need, Needs};
 use crate::serve::drive::{Chore, Machine};
 use crate::serve::hub::{Hub, SyncKind};
-use crate::serve::session::{Ended, Filled, SessionLimits, SourceSession, Step};
+use crate::serve::session::{Ended, Filled, MOST_QUEUED, SessionLimits, SourceSession, Step};
 use crate::{Error, Fault};
 
 /// Who was told to wait, or to ask again, does so after so long.
@@ -90,8 +90,6 @@ pub(crate) struct ReplicaSession {
     fork: Option<Seq>,
     base: Needs,
     applier: Option<Applier>,
-    /// The highest batch that the source said was durable.
-    durable: Seq,
     /// When a new ask is due.
     ask_at_ms: Option<u64>,
     heard_ms: u64,
@@ -114,6 +112,9 @@ pub(crate) struct ReplicaSession {
     /// What was wrong with what came.
     pub(crate) fault: Option<Fault>,
     has_begun: bool,
+    /// The source's last batch when records began to come, and whether it was reached.
+    target: Seq,
+    has_caught_up: bool,
     /// It takes back what it has lost from its own replica.
     heals: bool,
     /// It sends to its source what that has lost.
@@ -140,7 +141,6 @@ impl ReplicaSession {
             fork: None,
             base: Needs::everywhere(Need::Anything),
             applier: None,
-            durable: Seq(0),
             ask_at_ms: None,
             heard_ms: now_ms,
             beat_ms: now_ms,
@@ -154,6 +154,8 @@ impl ReplicaSession {
             refused: None,
             fault: None,
             has_begun: false,
+            target: Seq(0),
+            has_caught_up: false,
             heals: false,
             healing: None,
         }
@@ -215,6 +217,10 @@ impl ReplicaSession {
     pub(crate) fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step {
         let engine = &self.engine()?;
         self.heard_ms = self.heard_ms.max(now_ms);
+        if self.queue.len() > MOST_QUEUED {
+            // It asks, and does not read what it is answered.
+            return Err(Ended::By(Reason::Protocol, 0));
+        }
         let decoded = |_| Ended::By(Reason::Protocol, 0);
         if let Some(healing) = &mut self.healing
             && kind != MessageKind::Bye
@@ -234,8 +240,7 @@ impl ReplicaSession {
                 {
                     applier.skip();
                 }
-                let at = self.hub_mark();
-                self.hub.heard(at, beat.time_ms);
+                self.hub.heard_time(beat.time_ms);
                 Ok(())
             }
             (MessageKind::Bye, _) => Err(Ended::Bye(Bye::decode(payload).map_err(decoded)?)),
@@ -270,16 +275,6 @@ impl ReplicaSession {
         }
     }
 
-    /// Up to which batch the primary's line was said to be durable there.
-    fn hub_mark(&self) -> Position {
-        let lineage = self.source.as_ref().map_or(&[][..], |source| &source.lineage);
-        let history = lineage.iter().rfind(|span| span.start <= self.durable);
-        Position {
-            history: history.map(|span| span.history).unwrap_or_default(),
-            seq: self.durable,
-        }
-    }
-
     fn refuse(&mut self, refused: SyncRefused) -> Ended {
         self.refused = Some(refused);
         Ended::By(Reason::Refused, 0)
@@ -293,7 +288,7 @@ impl ReplicaSession {
         }
         let known = self.hub.term(&own.lineage);
         let is_same = source.dataset == engine.dataset();
-        let durable = self.durable.max(self.heard_durable(&own)).max(written_durably(engine, &own));
+        let durable = self.heard_durable(&own).max(written_durably(engine, &own));
         let replica = Replica {
             line: &own.lineage,
             term: known,
@@ -302,14 +297,15 @@ impl ReplicaSession {
         };
         // Another data set has nothing in common, whatever it says.
         let line = if is_same || own.lineage.is_empty() { &source.lineage[..] } else { &[] };
-        let agreed = match !is_same && !own.lineage.is_empty() && !self.kept.may_discard {
+        let agreed = match !is_same && !own.lineage.is_empty() {
             true => Err(SyncRefused::Stranger),
             false => consent(&replica, line),
         };
-        if let Err(refused) = agreed
-            && !self.kept.may_discard
-        {
-            return Err(self.refuse(refused));
+        match agreed {
+            // What was permitted was for a source that needs it.
+            Ok(_) => self.kept.may_discard = false,
+            Err(refused) if !self.kept.may_discard => return Err(self.refuse(refused)),
+            Err(_) => {}
         }
         self.hub.heard_term(source.term.max(term(&source.lineage)));
         if !self.heals {
@@ -318,7 +314,9 @@ impl ReplicaSession {
             path.truncate(64);
             self.hub.set_path(path);
         }
-        (self.durable, self.is_unsettled) = (source.durable, source.is_unsettled);
+        self.is_unsettled = source.is_unsettled;
+        // What was said before was of another line, which may have been longer.
+        self.head = own.position.seq.max(line::end(&source.lineage).seq);
         self.fork = if is_same { fork(&own.lineage, &source.lineage) } else { None };
         if own.lineage.is_empty() {
             self.fork = Some(Seq(0));
@@ -378,12 +376,15 @@ impl ReplicaSession {
         }
         match offer.plan {
             Plan::Records => {
+                self.kept.may_discard = false;
                 if let Some(spool) = self.kept.spool.take() {
                     spool.remove();
                 }
                 self.caught_up = Some(SyncKind::Partial);
-                self.applier = Some(Applier::new(engine, self.standing(engine).chain));
-                self.stage = Stage::Streaming;
+                let own = self.standing(engine);
+                self.applier = Some(Applier::new(engine, own.chain));
+                let target = self.source.as_ref().map(|source| line::end(&source.lineage).seq);
+                self.stream(target.unwrap_or_default());
             }
             Plan::Leaves => self.stage = Stage::Receiving,
             Plan::Retry | Plan::Wait => {
@@ -485,7 +486,11 @@ impl ReplicaSession {
         spool.remove();
         (self.kept.doubt, self.kept.may_discard) = (Doubt::None, false);
         self.applier = Some(Applier::new(engine, chain));
-        self.stage = Stage::Streaming;
+        self.stream(self.head);
+        engine.forwarded();
+        if is_handed(self.source.as_ref(), engine) {
+            return take_over(engine);
+        }
         Ok(())
     }
 
@@ -519,30 +524,29 @@ impl ReplicaSession {
                 }
                 Err(NotApplied::Error(error)) => return Err(Ended::Failed(error)),
             }
-            // What this node began itself, in a run of which it has lost the rest, is none: the source has more behind it.
-            let told = self.source.as_ref().map_or(&[][..], |source| &source.lineage);
-            let is_handed = || {
-                let line = engine.tree().commit.standing().lineage;
-                line.last().is_some_and(|last| {
-                    let at = told.iter().position(|span| span.history == last.history);
-                    let is_last =
-                        at.is_none_or(|at| at + 1 == told.len() && told[at].start == told[at].end);
-                    last.writer == engine.node && is_last
-                })
-            };
-            if header.kind == RecordKind::History && is_handed() {
-                // Its source has handed over. That is to be known here after a power cut as well, before anything is written.
-                let commit = &engine.tree().commit;
-                if let Some(log) = engine.log() {
-                    log.sync(commit, header.seq).map_err(Error::LogFailed)?;
-                }
-                commit.set_role(Role::Primary);
-                return Err(Ended::Promoted);
+            if header.kind == RecordKind::History && is_handed(self.source.as_ref(), engine) {
+                return take_over(engine);
             }
             payload = rest;
         }
-        self.head = self.head.max(applier.position().seq);
+        let seq = applier.position().seq;
+        self.head = self.head.max(seq);
+        self.has_caught_up |= seq >= self.target;
+        engine.forwarded();
         Ok(())
+    }
+
+    /// Records come from now on; it is as new as its source was once it has those up to `target`.
+    fn stream(&mut self, target: Seq) {
+        self.stage = Stage::Streaming;
+        self.target = target;
+        let at = self.applier.as_ref().map_or(Seq(0), |applier| applier.position().seq);
+        self.has_caught_up = at >= target;
+    }
+
+    /// Whether it has what its source has, and that has heard of the primary.
+    pub(crate) fn is_in_touch(&self) -> bool {
+        self.stage == Stage::Streaming && self.has_caught_up && !self.is_unsettled
     }
 
     fn mark(&mut self, engine: &Arc<Engine>, mark: &Mark) -> Step {
@@ -556,11 +560,11 @@ impl ReplicaSession {
             self.fault = Some(Fault::Mismatch { field: "fingerprint", got, expected });
             return Err(Ended::By(Reason::Differs, mark.position.seq.0));
         }
-        self.durable = mark.durable;
         self.time_ms = self.time_ms.max(mark.time_ms);
         let history = own.lineage.iter().rfind(|span| span.start <= mark.durable);
         let history = history.map(|span| span.history).unwrap_or_default();
-        self.hub.heard(Position { history, seq: mark.durable }, mark.time_ms);
+        self.hub.heard_time(mark.time_ms);
+        self.hub.heard_durable(&own.lineage, Position { history, seq: mark.durable });
         Ok(())
     }
 
@@ -637,16 +641,42 @@ impl Machine for ReplicaSession {
         Duration::from_millis(at_most)
     }
 
+    fn most_body_len(&self) -> u32 {
+        self.limits.max_body_len
+    }
+
     fn heard(&mut self, now_ms: u64) {
         self.heard_ms = self.heard_ms.max(now_ms);
     }
 }
 
+/// Whether the source has begun a history in this node's name. What this node began itself, in a run of which it has lost the rest, is none: the
+/// source has more behind it.
+fn is_handed(source: Option<&Hello>, engine: &Engine) -> bool {
+    let told = source.map_or(&[][..], |source| &source.lineage);
+    let line = engine.tree().commit.standing().lineage;
+    line.last().is_some_and(|last| {
+        let at = told.iter().position(|span| span.history == last.history);
+        let is_last = at.is_none_or(|at| at + 1 == told.len() && told[at].start == told[at].end);
+        last.writer == engine.node && last.start == last.end && is_last
+    })
+}
+
+/// The source has handed over. That is to be known here after a power cut as well, before anything is written.
+fn take_over(engine: &Engine) -> Step {
+    let commit = &engine.tree().commit;
+    if let Some(log) = engine.log() {
+        log.sync(commit, commit.position().seq).map_err(Error::LogFailed)?;
+    }
+    commit.set_role(Role::Primary);
+    Err(Ended::Promoted)
+}
+
 /// The highest batch on the disk of those that this node wrote itself: of these it is the primary that says what is durable.
 fn written_durably(engine: &Engine, own: &Standing) -> Seq {
-    let last = own.lineage.iter().rfind(|span| span.writer == engine.node);
     let durable = engine.log().map_or(Seq(0), |log| log.durable());
-    last.filter(|span| span.start <= durable).map_or(Seq(0), |span| span.end.min(durable))
+    let last = own.lineage.iter().rfind(|span| span.writer == engine.node && span.start <= durable);
+    last.map_or(Seq(0), |span| span.end.min(durable))
 }
 
 /// What came makes no sense.

@@ -297,7 +297,8 @@ impl Ask {
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
         let mut d = Decoder::new(bytes);
         let (number, file_id) = (d.u64("number of an ask")?, d.array("file id")?);
-        let next_block = d.u64("ordinal of the next block")?;
+        // Blocks are numbered as batches are: there is always a next one.
+        let next_block = d.seq("ordinal of the next block")?.0;
         let takes_records = d.u32_in("whether records will do", 0, 1)? == 1;
         let count = d.count("ranges", RANGE_LEN)?;
         let mut needs: Vec<(Vec<u8>, Need)> = Vec::with_capacity(count);

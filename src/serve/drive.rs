@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::clock::{os_random, uptime_ms};
+use crate::clock::{deadline, os_random, uptime_ms};
 use crate::format::record::RECORD_HEADER_LEN;
 use crate::format::wire::{Backlog, Beat, Bye, MessageKind, Reason};
 use crate::position::Seq;
@@ -38,6 +38,8 @@ pub(crate) trait Machine: Send {
     fn chore(&mut self) -> Option<Chore> {
         None
     }
+    /// How long the body of a record may be that it takes now.
+    fn most_body_len(&self) -> u32;
     /// How long nothing is to be said, if nobody wakes it before.
     fn nap(&mut self, is_active: bool) -> Duration;
     /// The other side was heard, or was kept from being heard.
@@ -255,7 +257,7 @@ fn meet(
         Side::Client => Handshake::client(secrets, nonce),
         Side::Server => (Handshake::server(secrets, nonce), Vec::new()),
     };
-    let deadline = Instant::now() + how.timeout;
+    let deadline = deadline(how.timeout);
     loop {
         if !out.is_empty() {
             let sent = writer.write_all(&out).and_then(|()| writer.flush());
@@ -319,9 +321,14 @@ impl<M: Machine> Shared<M> {
                 let taken = machine.receive(kind, &payload, uptime_ms());
                 // It may have taken long.
                 machine.heard(uptime_ms());
+                opener.set_record_limit(machine.most_body_len() as usize + RECORD_HEADER_LEN);
                 drop(machine);
                 if let Err(ended) = taken {
                     return Some(ended.into());
+                }
+                // Who was told of the last one may have told this to stop.
+                if self.stop.is_set() {
+                    return Some(LinkEnd::Stopped);
                 }
             }
             self.signal.wake();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock::deadline;
 use crate::commit::{Role, Standing};
 use crate::database::Engine;
 use crate::format::snapshot::Span;
@@ -340,7 +341,7 @@ impl Hub {
         count: usize,
         counts: impl Fn(&Session) -> bool,
     ) -> usize {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut state = self.state();
         let waiter = (level == AckLevel::Durable).then(|| {
             state.next_id += 1;
@@ -448,12 +449,19 @@ impl Hub {
         state.upstream.term = state.upstream.term.max(heard);
     }
 
-    /// The primary has said how much of its line is durable there, and what time it is.
-    pub(crate) fn heard(&self, durable: Position, time_ms: u64) {
+    /// The primary has said what time it is.
+    pub(crate) fn heard_time(&self, time_ms: u64) {
         let mut state = self.state();
-        let upstream = &mut state.upstream;
-        upstream.durable = durable;
-        upstream.time_ms = upstream.time_ms.max(time_ms);
+        state.upstream.time_ms = state.upstream.time_ms.max(time_ms);
+    }
+
+    /// The primary has said that this batch of `line`, which is the present one, is durable there. Who knows less later says nothing about it.
+    pub(crate) fn heard_durable(&self, line: &[Span], durable: Position) {
+        let mut state = self.state();
+        let known = &mut state.upstream.durable;
+        if known.seq < durable.seq || !has(line, *known) {
+            *known = durable;
+        }
     }
 
     /// What of its line the primary has said is durable.

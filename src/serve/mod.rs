@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::clock::uptime_ms;
+use crate::clock::{deadline, uptime_ms};
 use crate::commit::Role;
 use crate::database::{Database, Engine};
 use crate::position::{Position, Seq};
@@ -234,7 +234,7 @@ impl Database {
     /// [`Error::Closed`], [`Error::Poisoned`].
     pub fn serve_replicas(&self, options: PrimaryOptions) -> Result<Primary> {
         let engine = self.engine();
-        engine.tree().commit.check()?;
+        engine.tree().commit.check_open()?;
         engine.source_log()?;
         engine.hub.set_most_transfers(options.most_transfers);
         let sessions = Arc::new(Sessions {
@@ -339,8 +339,9 @@ impl Primary {
         const NEAR: u64 = 10_000;
         let engine = self.serving.sessions.engine.upgrade().ok_or(Error::Closed)?;
         let commit = &engine.tree().commit;
+        let _one = engine.handing.lock();
         commit.check_writable()?;
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let left = || deadline.saturating_duration_since(Instant::now());
         let missing = || Error::NotAcked { acked: 0, wanted: 1 };
         let near = Seq(commit.position().seq.0.saturating_sub(NEAR));
@@ -464,7 +465,12 @@ impl Sessions {
                 let connected = engine.hub.in_touch(max_lag);
                 let too_few = (connected < count && engine.tree().commit.role() == Role::Primary)
                     .then_some((connected, count));
-                engine.tree().commit.set_too_few_replicas(too_few);
+                // Who ends it opens the gate for good.
+                let all = lock(&sessions.all);
+                if !sessions.is_over.load(Ordering::Relaxed) {
+                    engine.tree().commit.set_too_few_replicas(too_few);
+                }
+                drop(all);
                 drop(engine);
                 thread::park_timeout(max_lag / 10);
             }

@@ -175,6 +175,9 @@ struct Records {
     growth: Growth,
 }
 
+/// Messages that may wait to be sent, beside what is made as it is sent.
+pub(crate) const MOST_QUEUED: usize = 8;
+
 /// How fast the log grows.
 #[derive(Default)]
 struct Growth {
@@ -251,6 +254,10 @@ impl SourceSession {
     pub(crate) fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step {
         let engine = &self.engine()?;
         self.heard_ms = now_ms;
+        if self.queue.len() > MOST_QUEUED {
+            // It asks, and does not read what it is answered.
+            return Err(Ended::By(Reason::Protocol, 0));
+        }
         let decoded = |_| Ended::By(Reason::Protocol, 0);
         if let Sending::Healing(healing) = &mut self.sending
             && kind != MessageKind::Bye
@@ -724,6 +731,11 @@ impl Machine for SourceSession {
             }
             _ => Duration::from_millis(self.limits.beat_ms),
         }
+    }
+
+    fn most_body_len(&self) -> u32 {
+        // Records come to a source only while it takes back its own.
+        if matches!(self.sending, Sending::Healing(_)) { self.limits.max_body_len } else { 0 }
     }
 
     fn heard(&mut self, now_ms: u64) {

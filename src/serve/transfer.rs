@@ -6,6 +6,7 @@
 //! the pass waits.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -32,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A link that takes fewer bytes a second than this gets compressed blocks, if it is left to us: what gigabit Ethernet carries, and less than a
 /// replica takes that shares two processors with its source.
 const FAST: u64 = 120_000_000;
+/// A file without a name grows to so many bytes.
+const MOST_SPILLED: u64 = 16 << 30;
 /// It is measured over so many bytes each time: more than wait in queues on the way.
 const MEASURED: u64 = 16 << 20;
 
@@ -95,6 +98,7 @@ struct Waiting {
     has_failed: bool,
     /// So many bytes were taken since then.
     taken: u64,
+    taken_in_all: u64,
     since: Option<Instant>,
     /// How the pass ended.
     ended: Option<Result<()>>,
@@ -109,6 +113,12 @@ type Taken = (Vec<u8>, Vec<usize>);
 struct Encoded {
     lens: Vec<usize>,
     bytes: Bytes,
+}
+
+impl Encoded {
+    fn is_spilled(&self) -> bool {
+        matches!(self.bytes, Bytes::Spilled(_))
+    }
 }
 
 enum Bytes {
@@ -202,6 +212,11 @@ impl Drop for Transfer {
     }
 }
 
+/// Whether a link that took so many bytes in that time is.
+fn is_fast(bytes: u64, within: Duration) -> bool {
+    u128::from(bytes) * 1000 >= within.as_millis() * u128::from(FAST)
+}
+
 impl Queue {
     /// Has all that is needed encoded on threads of its own.
     fn fill(
@@ -243,6 +258,9 @@ impl Queue {
         let mut state = self.state();
         while state.bytes > QUEUE_BYTES && !state.is_left {
             let left = PATIENCE.saturating_sub(self.begun.elapsed());
+            if left.is_zero() && !is_fast(state.taken_in_all, self.begun.elapsed()) {
+                self.progress.in_haste.store(false, Ordering::Relaxed);
+            }
             // Who is fast is waited for.
             let may_spill = !self.progress.in_haste.load(Ordering::Relaxed) && !state.has_failed;
             match &self.spill {
@@ -257,7 +275,7 @@ impl Queue {
                             self.signal.wake();
                             return Ok(());
                         }
-                        // A full disk, say.
+                        // A full disk, say: others are to have what room there is.
                         Err(_) => state.has_failed = true,
                     }
                 }
@@ -297,6 +315,9 @@ impl Queue {
             }
         };
         let told = |source| Error::io("write", Path::new("a file without a name"), source);
+        if offset.saturating_add(bytes.len() as u64) > MOST_SPILLED {
+            return Err(told(io::ErrorKind::StorageFull.into()));
+        }
         write_all_at(&*file, bytes, offset).map_err(told)?;
         Ok(offset)
     }
@@ -307,11 +328,11 @@ impl Queue {
         if let Some(Encoded { lens, bytes }) = state.pieces.pop_front() {
             let len = lens.iter().sum::<usize>();
             state.taken += len as u64;
+            state.taken_in_all += len as u64;
             if state.taken >= MEASURED {
                 let since = state.since.replace(Instant::now());
                 let taken = std::mem::take(&mut state.taken);
-                let ms = since.map_or(0, |since| since.elapsed().as_millis());
-                if u128::from(taken) * 1000 < ms * u128::from(FAST) {
+                if since.is_some_and(|since| !is_fast(taken, since.elapsed())) {
                     // Relaxed: a hint.
                     self.progress.in_haste.store(false, Ordering::Relaxed);
                 }
@@ -327,6 +348,10 @@ impl Queue {
                     let told =
                         |source| Error::io("read", Path::new("a file without a name"), source);
                     read_exact_at(&*file, &mut bytes, offset).map_err(told)?;
+                    let is_last = !state.pieces.iter().any(|piece| piece.is_spilled());
+                    if is_last && state.has_failed {
+                        state.file = None;
+                    }
                     bytes
                 }
             };

@@ -7,6 +7,7 @@ use crate::commit::Role;
 use crate::database::Database;
 use crate::error::SyncRefused;
 use crate::follow::session::{Kept, ReplicaSession, Stage};
+use crate::format::record::RECORD_HEADER_LEN;
 use crate::replication::framing::{Handshake, Opener, Sealer, Secrets};
 use crate::serve::drive::Machine;
 use crate::serve::hub::{Hub, SyncKind};
@@ -121,7 +122,9 @@ impl SessionEnd {
             let met = met.map_err(|fault| SessionEnded::Other(fault.to_string()))?;
             out.append(to_send);
             if let Some((sealer, mut opener)) = met {
-                opener.set_record_limit(1 << 31);
+                // A source that takes records says so when it does.
+                let most = if matches!(self.machine, Side::Replica(_)) { 1 << 31 } else { 0 };
+                opener.set_record_limit(most);
                 self.link = Wire::Open(Box::new((sealer, opener)));
             }
         } else if let Wire::Open(open) = &mut self.link {
@@ -145,6 +148,14 @@ impl SessionEnd {
             };
             if let Err(ended) = taken {
                 return Err(self.ended(ended, out));
+            }
+            let machine: &dyn Machine = match &self.machine {
+                Side::Source { session, .. } => &**session,
+                Side::Replica(session) => &**session,
+            };
+            let most = machine.most_body_len() as usize + RECORD_HEADER_LEN;
+            if let Wire::Open(open) = &mut self.link {
+                open.1.set_record_limit(most);
             }
         }
         Ok(())

@@ -348,7 +348,7 @@ impl Directory {
         let listed = listed.map_err(|source| Error::io("list", &folder, source))?;
         let mut others: Vec<_> = listed.into_iter().filter(|other| other != name).collect();
         // By the Seq behind the history.
-        others.sort_by_key(|name| name.to_str().map(|name| name[name.len().min(33)..].to_owned()));
+        others.sort_by_key(|name| name.to_str().and_then(|name| name.get(33..)).map(str::to_owned));
         while others.len() >= KEPT {
             self.remove(&folder.join(others.remove(0)))?;
         }

@@ -509,6 +509,8 @@ impl Log {
     pub(crate) fn restart(&self, commit: &Commit, next: Option<Spare>) -> Result<()> {
         let _making = lock(&self.making);
         let mut writer = lock(&self.writer);
+        // What was to be durable first is so now.
+        self.show_up_to(None);
         let drained = commit.drain(std::mem::take(&mut writer.empty));
         // The next record begins a segment, which goes on from the snapshot.
         if let Some(mut left) = writer.current.take() {
