@@ -806,6 +806,10 @@ mod tests {
             Ask { needs: needs.to_vec(), ..ask() }.encode(&mut bytes);
             Ask::decode(&bytes).is_err()
         };
+        // There is always a next block. (Found by the fuzzer of sources, which counted on.)
+        let mut bytes = Vec::new();
+        Ask { next_block: u64::MAX, ..ask() }.encode(&mut bytes);
+        assert!(Ask::decode(&bytes).is_err());
         let any = |low: &[u8]| (low.to_vec(), Need::Anything);
         assert!(refused(&[]) && refused(&[any(b"a")]) && refused(&[any(b""), any(b"")]));
         assert!(refused(&[any(b""), any(b"b"), any(b"a")]));
