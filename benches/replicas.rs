@@ -17,8 +17,8 @@ use stillframe::{
     Database, HistoryId, Keyspace, Link, Position, Primary, PrimaryOptions, ReplicaSource, Seq,
 };
 
-use workload::measure::{Latencies, Samples, at_least, at_most, warm_memory};
-use workload::redis::Redis;
+use workload::measure::{Latencies, Samples, at_least, at_most};
+use workload::redis::{Redis, warm_memory};
 use workload::{FreshValues, Keys, Probes, Scratch, records, shuffled, value};
 
 const SECTIONS: &[&str] = &["full", "stream", "lag", "delta"];

@@ -139,15 +139,6 @@ impl Latencies {
     }
 }
 
-/// Touches that much memory and gives it back. On a virtual machine whose host takes free memory back, memory touched for the first time costs
-/// tens of times what it costs elsewhere, and who comes first pays for it: this is called before each of those who are compared.
-pub(crate) fn warm_memory(bytes: usize) {
-    let mut map = memmap2::MmapMut::map_anon(bytes).expect("memory");
-    // Only a hint.
-    let _ = map.advise(memmap2::Advice::HugePage);
-    map.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-}
-
 /// The resident set of this process, in bytes.
 pub(crate) fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("the benches run on Linux");

@@ -297,7 +297,8 @@ impl ReplicaSession {
         };
         // Another data set has nothing in common, whatever it says.
         let line = if is_same || own.lineage.is_empty() { &source.lineage[..] } else { &[] };
-        let agreed = match !is_same && !own.lineage.is_empty() {
+        let has_written = batches_beyond(&own.lineage, Seq(0)) > 0;
+        let agreed = match !is_same && has_written {
             true => Err(SyncRefused::Stranger),
             false => consent(&replica, line),
         };

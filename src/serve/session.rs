@@ -126,6 +126,8 @@ pub(crate) struct SourceSession {
     backlog: Backlog,
     /// Payload of records.
     payload: Vec<u8>,
+    /// What the log holds behind some batch is not what was written.
+    log_is_damaged: bool,
     /// It sends to its own source what that has lost.
     is_healing: bool,
 }
@@ -230,6 +232,7 @@ impl SourceSession {
             beat_ms: now_ms,
             backlog: Backlog::NONE,
             payload: Vec::new(),
+            log_is_damaged: false,
             is_healing: false,
         }
     }
@@ -389,11 +392,14 @@ impl SourceSession {
             log.write_out(commit, own.position.seq).map_err(Error::LogFailed)?;
             let asked = crate::replication::line::end(&replica.lineage);
             let lease = log.lease(asked.seq);
-            let feed = match ask.takes_records && has(&own.lineage, asked) {
-                true => Feed::open(log, asked.seq)?.filter(|feed| {
-                    // At the same place by another way: then only leaves tell.
-                    feed.chain() == replica.chain
-                }),
+            let takes_records = ask.takes_records && has(&own.lineage, asked);
+            let feed = match takes_records && !self.log_is_damaged {
+                // At the same place by another way: then only leaves tell.
+                true => match Feed::open(log, asked.seq) {
+                    // What is in memory is good.
+                    Err(Error::Corrupt { .. }) => None,
+                    feed => feed?.filter(|feed| feed.chain() == replica.chain),
+                },
                 false => None,
             };
             let source = Source {
@@ -671,7 +677,16 @@ impl SourceSession {
                 });
             }
         };
-        let fed = if is_full { Fed::More } else { feed.next(head, FILL_BYTES, &mut show)? };
+        let fed = match is_full {
+            true => Fed::More,
+            false => match feed.next(head, FILL_BYTES, &mut show) {
+                Err(Error::Corrupt { .. }) => {
+                    self.log_is_damaged = true;
+                    Fed::Gone
+                }
+                fed => fed?,
+            },
+        };
         if is_too_large {
             return Err(Ended::By(Reason::TooLarge, at.seq.0));
         }

@@ -374,3 +374,173 @@ fn the_cheaper_way_is_taken() {
     assert_eq!(pair.replica.caught_up(), Some(SyncKind::Delta));
     same(&a, &b);
 }
+
+/// How a session between the two ends, if it does within so many turns.
+fn ends(
+    source: &Database,
+    replica: &Database,
+    kept: KeptState,
+) -> (Option<SessionEnded>, KeptState) {
+    let mut pair = Pair::new(source, replica, kept);
+    let ended = (0..200).find_map(|_| pair.turn(usize::MAX).err());
+    (ended, pair.replica.into_kept())
+}
+
+fn is_refused(ended: &Option<SessionEnded>, why: SyncRefused) -> bool {
+    matches!(ended, Some(SessionEnded::Refused(refused)) if *refused == why)
+}
+
+/// A record that takes longer than the time-out to arrive: each frame of it is a sign of life.
+#[test]
+fn a_record_may_take_longer_than_the_time_limit() {
+    let (a, b) = (filled(5), replica());
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    let mut long = Vec::new();
+    (0..250_000_u32).for_each(|n| long.extend(n.wrapping_mul(0x9e37_79b9).to_le_bytes()));
+    a.keyspace("films").unwrap().insert("long", long).unwrap();
+    let began = pair.now_ms;
+    while b.position() != a.position() {
+        pair.now_ms += 5;
+        pair.turn(8_000).unwrap();
+    }
+    assert!(pair.now_ms - began > 4 * options().timeout_ms, "{} ms", pair.now_ms - began);
+    same(&a, &b);
+}
+
+/// The log of a source reads back damaged: nothing of that is sent. What was written is sent as leaves, from memory, and the source says what is wrong with its
+/// disk, whenever it is met: as records are sent, or before.
+#[test]
+fn a_damaged_log_is_not_sent() {
+    for is_met_at_once in [true, false] {
+        let disk = SimDisk::new();
+        let a = on(&disk);
+        fill(&a, 0..50);
+        let b = replica();
+        let mut pair = Pair::new(&a, &b, KeptState::default());
+        pair.settle(&a, &b);
+        let before = b.position();
+        fill(&a, 50..60);
+        a.persist(Durability::Sync).unwrap();
+        let is_log = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "log");
+        let mut logs = disk.files().into_iter().filter(is_log);
+        let edited = disk.edit(&logs.next().unwrap(), |bytes| {
+            let at = bytes.windows(7).rposition(|bytes| bytes == b"film 59").unwrap();
+            bytes[at] ^= 1;
+        });
+        edited.unwrap();
+        if is_met_at_once {
+            pair = Pair::new(&a, &b, KeptState::default());
+        }
+        let mut told = None;
+        for _ in 0..500 {
+            // What was said before its end arrives.
+            told = told.or(pair.turn(usize::MAX).err());
+            let arrived = std::mem::take(&mut pair.to_replica);
+            let _ = pair.replica.receive(&arrived, pair.now_ms, &mut pair.to_source);
+        }
+        assert_ne!(b.position(), before);
+        same(&a, &b);
+        let told = format!("{told:?}");
+        assert!(told.contains("Corrupt") && told.contains(".log"), "{told}");
+    }
+}
+
+/// A primary whose writes are on its disk is told to follow its own old replica, which has what it lost before: it gives nothing up.
+#[test]
+fn who_wrote_durably_does_not_go_back_to_an_old_replica() {
+    let disk = SimDisk::new();
+    let open = |disk: &SimDisk| {
+        let builder = Database::builder().disk(disk.clone()).manual_log().manual_reclaim();
+        builder.durability(Durability::Memory).open("/db").unwrap()
+    };
+    let a = open(&disk);
+    fill(&a, 0..30);
+    a.persist(Durability::Sync).unwrap();
+    fill(&a, 30..50);
+    let other = SimDisk::new();
+    let b = on(&other);
+    b.begin_following().unwrap();
+    Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+    // It has forgotten whom it followed.
+    b.close().unwrap();
+    drop(b);
+    let b = on(&other);
+    let left = disk.crash_point(disk.change_count()).image(&[]);
+    drop(a);
+    let a = open(&left);
+    assert!(a.seq() < b.seq());
+    fill(&a, 100..120);
+    a.persist(Durability::Sync).unwrap();
+    let before = a.position();
+    a.begin_following().unwrap();
+    b.set_in_touch(true);
+    let (ended, _) = ends(&b, &a, KeptState::default());
+    assert!(
+        matches!(ended, Some(SessionEnded::Refused(SyncRefused::WentBack { .. }))),
+        "{ended:?}"
+    );
+    assert_eq!(a.position(), before);
+}
+
+/// What was permitted is permitted once: a source that needed it not uses it up.
+#[test]
+fn a_permission_does_not_outlast_what_it_was_for() {
+    let (a, b) = (filled(50), replica());
+    Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+    fill(&a, 0..5);
+    let mut kept = KeptState::default();
+    kept.allow_discard();
+    let mut pair = Pair::new(&a, &b, kept);
+    pair.settle(&a, &b);
+    let kept = pair.replica.into_kept();
+    // Later the source comes back as another.
+    let stranger = filled(1);
+    let before = b.position();
+    let (ended, _) = ends(&stranger, &b, kept);
+    assert!(is_refused(&ended, SyncRefused::Stranger), "{ended:?}");
+    assert_eq!(b.position(), before);
+}
+
+/// A node that never had the data is promoted: nobody gives anything up for it.
+#[test]
+fn an_empty_node_that_was_promoted_takes_nothing_away() {
+    let (a, c) = (filled(50), replica());
+    Pair::new(&a, &c, KeptState::default()).settle(&a, &c);
+    let before = c.position();
+    let empty = replica();
+    empty.promote().unwrap();
+    let (ended, _) = ends(&empty, &c, KeptState::default());
+    assert!(is_refused(&ended, SyncRefused::Stranger), "{ended:?}");
+    assert_eq!(c.position(), before);
+    same(&a, &c);
+    // It gives up the nothing that it has.
+    empty.begin_following().unwrap();
+    let mut pair = Pair::new(&a, &empty, KeptState::default());
+    pair.settle(&a, &empty);
+    same(&a, &empty);
+}
+
+/// The log drops what a connected replica has not read, once that is more than the cap: it gets leaves, and the writer never waits.
+#[test]
+fn beyond_the_cap_of_the_log_leaves_are_sent() {
+    for (cap, is_kept) in [(32 << 10, false), (1 << 30, true)] {
+        let disk = SimDisk::new();
+        let builder = Database::builder().disk(disk.clone()).manual_log().manual_reclaim();
+        let builder = builder.segment_bytes(4 << 10).keep_log_for_replicas(cap);
+        let a = builder.durability(Durability::Os).open("/db").unwrap();
+        fill(&a, 0..50);
+        let b = replica();
+        let mut pair = Pair::new(&a, &b, KeptState::default());
+        pair.settle(&a, &b);
+        let films = a.keyspace("films").unwrap();
+        for n in 0..300_u32 {
+            films.insert(n.to_be_bytes(), vec![7; 1_000]).unwrap();
+        }
+        a.compact_log(SaveOptions::default()).unwrap();
+        pair.settle(&a, &b);
+        same(&a, &b);
+        let way = pair.replica.caught_up();
+        assert_eq!(way == Some(SyncKind::Delta), !is_kept, "{way:?}");
+    }
+}
