@@ -6,7 +6,7 @@ use crate::format::record::{Effects, RecordHeader, RecordKind};
 use crate::keys::{CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::position::Position;
 use crate::storage::walk::catalogue_entry;
-use crate::tree::{BatchOp, Changes, RangeDelete, new_value};
+use crate::tree::{BatchOp, Changes, RangeDelete, given_value};
 use crate::{Error, Fault, Result};
 
 /// Applies the records that follow a state, in order. One at a time has a database.
@@ -107,7 +107,7 @@ impl Applier {
                 LoggedEffect::Put { key, value, expire_at } => {
                     let named = catalogue_entry(key, Some(value), expire_at)?;
                     names.extend(named.map(|(name, id)| (name.to_owned(), Some(id))));
-                    let put = Some(new_value(tree, value, expire_at)?);
+                    let put = Some(given_value(tree, value, expire_at)?);
                     changes.ops.push(BatchOp { slot, key, prefix_len, put });
                 }
                 LoggedEffect::Remove { key } => {

@@ -251,6 +251,8 @@ impl Builder {
     /// A write that would grow memory past it fails with [`Error::MemoryLimit`](crate::Error::MemoryLimit)
     /// before anything changes; removing always works, and a still is never broken to save memory. Sizes are
     /// those of entries, so that pages may go over by some percent. Price: three loads a write.
+    ///
+    /// A replica takes what its primary has taken, whatever its own limit: that is for its own writes, once it is promoted.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = bytes;
         self

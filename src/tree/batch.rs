@@ -131,7 +131,8 @@ impl Tree {
         changes: &Changes<'_>,
         body: &mut Body,
     ) -> Result<Option<(Option<Position>, u64)>> {
-        if changes.ops.iter().any(|op| op.put.is_some()) {
+        // A replica has what its primary has: the limit is that one's to keep.
+        if !body.is_given() && changes.ops.iter().any(|op| op.put.is_some()) {
             let len = |op: &BatchOp<'_>| {
                 op.key.len() + op.put.as_ref().map_or(0, |put| put.entry().value.len())
             };

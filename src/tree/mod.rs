@@ -43,7 +43,7 @@ pub(crate) use ends::End;
 pub(crate) use page::{Entry, Value};
 pub(crate) use pass::Pass;
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
-pub(crate) use write::{Condition, PointWrite, Written, new_value};
+pub(crate) use write::{Condition, PointWrite, Written, given_value, new_value};
 
 use arena::Arena;
 use directory::{Directory, Found, LeafId};

@@ -578,16 +578,21 @@ fn delta_of(page: &Page, at: Place, write: &PointWrite<'_>) -> Delta {
 
 /// Hashes and, if large, shares a value on its way in; called with no latch held.
 pub(crate) fn new_value<'a>(tree: &Tree, bytes: &'a [u8], expire_at: u64) -> Result<Put<'a>> {
+    if bytes.len() > INLINE_VALUE_MAX && bytes.len() <= crate::MAX_VALUE_LEN {
+        // Before the bytes are copied: old and new are both there for a moment.
+        tree.check_memory(bytes.len())?;
+    }
+    given_value(tree, bytes, expire_at)
+}
+
+/// As [`new_value`], whatever memory it takes: another node has taken it already.
+pub(crate) fn given_value<'a>(tree: &Tree, bytes: &'a [u8], expire_at: u64) -> Result<Put<'a>> {
     if bytes.len() > crate::MAX_VALUE_LEN {
         return Err(Error::ValueTooLarge { len: bytes.len() });
     }
     let hash = fingerprint::value_hash(bytes);
     let value = match bytes.len() > INLINE_VALUE_MAX {
-        true => {
-            // Before the bytes are copied: old and new are both there for a moment.
-            tree.check_memory(bytes.len())?;
-            NewValue::Large(LargeBytes::new(bytes.into(), hash, tree.account()))
-        }
+        true => NewValue::Large(LargeBytes::new(bytes.into(), hash, tree.account())),
         false => NewValue::Bytes(bytes),
     };
     Ok(Put { value, hash, expire_at })

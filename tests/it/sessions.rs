@@ -1,8 +1,11 @@
 //! Sessions without threads or sockets: what either end says, byte by byte, at made-up times.
 
-use stillframe::simulation::{KeptState, SessionEnd, SessionEnded, SimDisk, TurnOptions};
+use stillframe::simulation::{
+    CallKind, DiskFault, KeptState, SessionEnd, SessionEnded, SimDisk, TurnOptions,
+};
 use stillframe::{
-    AckLevel, Database, Durability, Error, LinkKey, Role, SaveOptions, SyncKind, SyncRefused,
+    AckLevel, Database, Durability, Error, Holder, LinkKey, Role, SaveOptions, SyncKind,
+    SyncRefused,
 };
 
 fn options() -> TurnOptions {
@@ -543,4 +546,89 @@ fn beyond_the_cap_of_the_log_leaves_are_sent() {
         let way = pair.replica.caught_up();
         assert_eq!(way == Some(SyncKind::Delta), !is_kept, "{way:?}");
     }
+}
+
+fn stills_for_replicas(db: &Database) -> usize {
+    db.stats().stills.iter().filter(|still| still.holder == Holder::Replica).count()
+}
+
+/// A transfer that is lost leaves nothing behind at its source, and who waits for a place gets his turn.
+#[test]
+fn transfers_wait_their_turn_and_leave_nothing() {
+    let a = Database::builder().manual_reclaim().in_memory().unwrap();
+    fill(&a, 0..100_000);
+    let patient = TurnOptions { timeout_ms: 1_000_000, ..options() };
+    let copies = [replica(), replica(), replica()];
+    let start = |at: usize| Pair::with(&a, &copies[at], KeptState::default(), (&patient, &patient));
+    let mut pairs = [start(0), start(1), start(2)];
+    while pairs[0].replica.caught_up().is_none() || pairs[1].replica.caught_up().is_none() {
+        for pair in &mut pairs {
+            pair.turn(1_000).unwrap();
+            pair.now_ms += 50;
+        }
+    }
+    let ways = [0, 1, 2].map(|at: usize| pairs[at].replica.caught_up());
+    assert_eq!(ways, [Some(SyncKind::Full), Some(SyncKind::Full), None]);
+    assert_eq!(stills_for_replicas(&a), 2);
+    // The first is lost on its way.
+    let [first, mut second, mut third] = pairs;
+    drop(first);
+    assert_eq!(stills_for_replicas(&a), 1);
+    while !third.replica.is_streaming() {
+        third.turn(100_000).unwrap();
+        third.now_ms += 50;
+    }
+    second.settle(&a, &copies[1]);
+    third.settle(&a, &copies[2]);
+    assert_eq!(stills_for_replicas(&a), 0);
+    a.reclaim();
+    assert_eq!(a.stats().retained_bytes, 0);
+    same(&a, &copies[1]);
+    same(&a, &copies[2]);
+}
+
+/// The log of a source fails and begins anew while a replica reads it.
+#[test]
+fn a_log_that_begins_anew_is_read_on() {
+    let disk = SimDisk::new();
+    let (a, b) = (on(&disk), replica());
+    fill(&a, 0..50);
+    let patient = TurnOptions { timeout_ms: 1_000_000, ..options() };
+    let mut pair = Pair::with(&a, &b, KeptState::default(), (&patient, &patient));
+    pair.settle(&a, &b);
+    fill(&a, 50..60);
+    disk.inject(DiskFault::error(5).on(CallKind::SyncData));
+    assert!(a.persist(Durability::Sync).is_err());
+    a.recover().unwrap();
+    fill(&a, 60..70);
+    pair.settle(&a, &b);
+    same(&a, &b);
+}
+
+/// All keys of many leaves go, all is saved, the source restarts: what is empty by then has its stamp, and the replica loses the keys too.
+#[test]
+fn what_was_emptied_before_a_restart_is_empty_on_the_replica() {
+    let disk = SimDisk::new();
+    let open = || {
+        let builder = Database::builder().disk(disk.clone()).manual_log().manual_reclaim();
+        let builder = builder.leaf_entries(8).segment_bytes(4 << 10);
+        builder.save_when_log_exceeds(None).open("/db").unwrap()
+    };
+    let (a, b) = (open(), replica());
+    fill(&a, 0..3_000);
+    Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+    let films = a.keyspace("films").unwrap();
+    films.delete_range(500_u32.to_be_bytes()..2_500_u32.to_be_bytes()).unwrap();
+    a.reclaim();
+    a.compact_log(SaveOptions::default()).unwrap();
+    fill(&a, 0..3);
+    a.compact_log(SaveOptions::default()).unwrap();
+    a.close().unwrap();
+    drop((films, a));
+    let a = open();
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    assert_eq!(pair.replica.caught_up(), Some(SyncKind::Delta));
+    same(&a, &b);
+    assert_eq!(b.keyspace("films").unwrap().len().unwrap(), 1_000);
 }
