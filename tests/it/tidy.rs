@@ -224,6 +224,39 @@ fn dependencies_say_why() {
 
 // ---- the rules, over text ----
 
+/// Whoever renames a test renames it where it is said what it shows.
+#[test]
+fn scenarios_name_tests_that_are_there() {
+    let scenarios = root().join("tests/SCENARIOS.md");
+    let folders = ["src", "tests", "cli/tests", "torture/src"];
+    let texts: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| rust_files(&root().join(folder)))
+        .map(|f| read(&f))
+        .collect();
+    let text = read(&scenarios);
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for kind in ["it: ", "lib: ", "cli: "] {
+        for (at, _) in text.match_indices(kind) {
+            let rest = &text[at + kind.len()..];
+            let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+            let name = rest.split(|c| !is_part(c)).next().unwrap_or_default();
+            let last = name.rsplit("::").next().unwrap_or_default();
+            count += 1;
+            // A program of the model checker is named where it is listed.
+            let is_there = |text: &String| {
+                text.contains(&format!("fn {last}()")) || text.contains(&format!("{last}:"))
+            };
+            if last.is_empty() || !texts.iter().any(is_there) {
+                wrong.push(format!("{kind}{name}"));
+            }
+        }
+    }
+    report(&wrong);
+    assert!(count > 60, "{count} tests are named");
+}
+
 fn layer_faults(file: &str, text: &str, exports: &Exports) -> Vec<String> {
     let from = module_path(file);
     let Some(user) = from.first().and_then(|module| room_of(module)) else {
