@@ -314,10 +314,13 @@ impl Saver {
         Ok(report)
     }
 
-    /// As [`restart`](Self::restart), if the log has failed, or what was installed is not on the disk.
+    /// As [`restart`](Self::restart), if the log takes no more: it has failed, or what was installed is not on the disk.
     pub(crate) fn heal(&self) -> Result<()> {
-        let is_well = self.log.failure().is_none() && self.state.lock().anew.is_none();
-        if is_well { Ok(()) } else { self.restart(&self.policy.options).map(drop) }
+        match self.log.failure() {
+            // Not looked at under the lock of saves: one that runs is not waited for.
+            None => Ok(()),
+            Some(_) => self.restart(&self.policy.options).map(drop),
+        }
     }
 
     /// Does `install`, which puts another state in the place of the present, and begins the directory anew with it, as one of the data set

@@ -296,7 +296,7 @@ def read_snapshot(data):
     stated, spans = read_index(root)
     need(stated == named, root_at, "the root does not say what its index blocks are")
     for i, (span_history, _, _, start, last) in enumerate(spans):
-        need(start <= last and (i == 0 or start == spans[i - 1][4] + 1), root_at, "spans of the lineage do not join")
+        need(start <= last and (i == 0 or start > spans[i - 1][4]), root_at, "spans of the lineage overlap")
         need(i + 1 < len(spans) or (last, span_history) == (seq, history), root_at, "the lineage misses the cut")
 
     # Sums, §8 and §9.

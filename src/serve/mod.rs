@@ -120,8 +120,8 @@ impl PrimaryOptions {
         self
     }
 
-    /// So many connections may have proven nothing yet; one more is closed at once. Default 16. Nothing but a thread and 4 KiB is spent on each, for no longer
-    /// than [`timeout`](Self::timeout).
+    /// So many connections may have proven nothing yet; one more is closed at once. Default 16. Two threads, a buffer of 64 KiB and
+    /// at most 4 KiB of what came are spent on each, for no longer than [`timeout`](Self::timeout).
     #[must_use]
     pub fn max_pending_handshakes(mut self, most: usize) -> Self {
         self.most_pending = most.max(1);

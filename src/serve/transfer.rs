@@ -35,7 +35,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const FAST: u64 = 120_000_000;
 /// A file without a name grows to so many bytes.
 const MOST_SPILLED: u64 = 16 << 30;
-/// It is measured over so many bytes each time: more than wait in queues on the way.
+/// What that is called where it fails.
+const NAMELESS: &str = "a file without a name";
+/// A link's speed is measured over so many bytes each time: more than wait in queues on the way.
 const MEASURED: u64 = 16 << 20;
 
 /// The leaves of a cut that are needed.
@@ -304,7 +306,6 @@ impl Queue {
                 Bytes::Spilled(offset) => Some(offset + piece.lens.iter().sum::<usize>() as u64),
                 Bytes::Here(_) => None,
             });
-            // What was taken was read under the lock: its place is free.
             (state.file.clone(), last.unwrap_or(0))
         };
         let file = match file {
@@ -314,7 +315,7 @@ impl Queue {
                 self.state().file.insert(file).clone()
             }
         };
-        let told = |source| Error::io("write", Path::new("a file without a name"), source);
+        let told = |source| Error::io("write", Path::new(NAMELESS), source);
         if offset.saturating_add(bytes.len() as u64) > MOST_SPILLED {
             return Err(told(io::ErrorKind::StorageFull.into()));
         }
@@ -322,13 +323,32 @@ impl Queue {
         Ok(offset)
     }
 
-    /// The next blocks, and their lengths; `Some(None)` behind the last.
+    /// The next blocks, and their lengths; `Some(None)` behind the last. One takes them.
     fn take(&self) -> Result<Option<Option<Taken>>> {
         let mut state = self.state();
+        // Read while it stands in the queue, without the lock: its place in the file is free only when it has gone from there.
+        let mut spilled = None;
+        if let Some(Encoded { lens, bytes: Bytes::Spilled(offset) }) = state.pieces.front() {
+            let (len, offset) = (lens.iter().sum(), *offset);
+            let file = state.file.clone().expect("our bug: spilled without a file");
+            drop(state);
+            let mut bytes = vec![0; len];
+            let told = |source| Error::io("read", Path::new(NAMELESS), source);
+            read_exact_at(&*file, &mut bytes, offset).map_err(told)?;
+            spilled = Some(bytes);
+            state = self.state();
+        }
         if let Some(Encoded { lens, bytes }) = state.pieces.pop_front() {
-            let len = lens.iter().sum::<usize>();
-            state.taken += len as u64;
-            state.taken_in_all += len as u64;
+            let bytes = match (bytes, spilled) {
+                (Bytes::Here(bytes), _) => {
+                    state.bytes -= bytes.len();
+                    bytes
+                }
+                (Bytes::Spilled(_), bytes) => bytes.expect("our bug: one takes them"),
+            };
+            let len = bytes.len() as u64;
+            state.taken += len;
+            state.taken_in_all += len;
             if state.taken >= MEASURED {
                 let since = state.since.replace(Instant::now());
                 let taken = std::mem::take(&mut state.taken);
@@ -337,24 +357,9 @@ impl Queue {
                     self.progress.in_haste.store(false, Ordering::Relaxed);
                 }
             }
-            let bytes = match bytes {
-                Bytes::Here(bytes) => {
-                    state.bytes -= len;
-                    bytes
-                }
-                Bytes::Spilled(offset) => {
-                    let mut bytes = vec![0; len];
-                    let file = state.file.clone().expect("our bug: spilled without a file");
-                    let told =
-                        |source| Error::io("read", Path::new("a file without a name"), source);
-                    read_exact_at(&*file, &mut bytes, offset).map_err(told)?;
-                    let is_last = !state.pieces.iter().any(|piece| piece.is_spilled());
-                    if is_last && state.has_failed {
-                        state.file = None;
-                    }
-                    bytes
-                }
-            };
+            if state.has_failed && !state.pieces.iter().any(Encoded::is_spilled) {
+                state.file = None;
+            }
             drop(state);
             self.room.notify_all();
             return Ok(Some(Some((bytes, lens))));

@@ -632,3 +632,19 @@ fn what_was_emptied_before_a_restart_is_empty_on_the_replica() {
     same(&a, &b);
     assert_eq!(b.keyspace("films").unwrap().len().unwrap(), 1_000);
 }
+
+/// A node that has begun 1,500 histories can still say who it is, in one message of bounded length, and so can its replica.
+#[test]
+fn a_line_of_very_many_histories_is_told() {
+    let (a, b) = (filled(5), replica());
+    for _ in 0..1_500 {
+        a.begin_following().unwrap();
+        a.promote().unwrap();
+    }
+    Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+    b.promote().unwrap();
+    fill(&b, 0..3);
+    a.begin_following().unwrap();
+    Pair::new(&b, &a, KeptState::default()).settle(&b, &a);
+    same(&a, &b);
+}
