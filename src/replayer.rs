@@ -23,7 +23,7 @@ const WINDOW: usize = 8_192;
 const BATCH: usize = 1_024;
 
 /// Applies what the log holds. Batches that only put and remove are joined, the last of each key counting: nobody
-/// looks in between, and a leaf's stamp may be newer than its last change.
+/// looks in between, and a leaf's stamp may be newer than its last change; of each leaf that one of them meant it is.
 pub(crate) struct Replayer<'a> {
     content: &'a mut Content,
     /// In the order of the log.

@@ -13,7 +13,7 @@ use super::world::{Outcome, World};
 
 const NAMES: [&str; 4] = ["cast", "films", "makers", "years"];
 /// Keys: those of the last quarter expire and are never removed one by one.
-const KEYS: u64 = 120;
+pub(super) const KEYS: u64 = 120;
 
 /// What one batch does, in order.
 enum Op {
@@ -479,6 +479,7 @@ impl World {
             db.check();
             let still = db.snapshot().map_err(told)?;
             oracle::check_content(&still, &node.fact.content)
+                .and_then(|()| self.truth.check_stamps(db, &node.fact))
                 .map_err(|what| format!("node {n}: {what}"))?;
         }
         Ok(())

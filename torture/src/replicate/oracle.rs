@@ -123,6 +123,36 @@ impl Truth {
         Ok(fact.clone())
     }
 
+    /// No leaf hides a change: with every key it is as it was at the stamp of the leaf around it.
+    pub(crate) fn check_stamps(&self, db: &Database, fact: &Fact) -> Result<(), String> {
+        let told = |error: stillframe::Error| error.to_string();
+        let still = db.snapshot().map_err(told)?;
+        for name in &fact.content.keyspaces {
+            let space = still.keyspace(name).map_err(told)?;
+            for number in 0..super::acts::KEYS {
+                let key = (*name, format!("{number:03}").into_bytes());
+                let stamp = space.leaf_stamp(&key.1).map_err(told)?;
+                let then = self.fact(at(&fact.line, stamp))?;
+                let (is, was) = (fact.content.entries.get(&key), then.content.entries.get(&key));
+                // A keyspace that went and came again has other leaves.
+                let is_other = || {
+                    let since = (stamp.0..=still.seq().0).map(|seq| at(&fact.line, Seq(seq)));
+                    since
+                        .filter_map(|at| self.facts.get(&at))
+                        .any(|fact| !fact.content.keyspaces.contains(name))
+                };
+                if is != was && !is_other() {
+                    let key = String::from_utf8_lossy(&key.1).into_owned();
+                    return Err(format!(
+                        "{} has changed {name} {key} since {stamp}, which its leaf has",
+                        still.position()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether all that were committed on the line after `fork`, but for those that begin a history, are of one writer; with those
     /// of another line.
     pub(crate) fn is_one_writer(&self, fork: Seq, lines: [&[Span]; 2]) -> bool {

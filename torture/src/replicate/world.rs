@@ -176,6 +176,8 @@ impl World {
             self.next_writer += 1;
         }
         let fact = self.truth.check(&db).map_err(|what| format!("node {n} opened: {what}"))?;
+        let stamps = self.truth.check_stamps(&db, &fact);
+        stamps.map_err(|what| format!("node {n} opened: {what}"))?;
         if node.disk.is_some() && !oracle::has(&fact.line, at_least) {
             return Err(format!("node {n} opens at {}, {at_least} was there", db.position()));
         }
@@ -279,6 +281,10 @@ impl World {
         }
         let fact = self.truth.check(db).map_err(|what| format!("node {n}: {what}"))?;
         let position = db.position();
+        if position.seq.0 != node.position.seq.0 + 1 {
+            let stamps = self.truth.check_stamps(db, &fact);
+            stamps.map_err(|what| format!("node {n}: {what}"))?;
+        }
         if !oracle::has(&fact.line, node.position) {
             self.check_loss(n, position, &fact)?;
             self.nodes[n].turns += 1;
