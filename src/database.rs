@@ -505,7 +505,7 @@ impl Database {
 
     /// As on a replica that is rewound: the next batch gets the number after `seq` again, in another history.
     pub fn rewind_seq(&self, seq: Seq) {
-        let history = crate::position::HistoryId(crate::clock::random_id().expect("randomness"));
+        let history = crate::position::HistoryId::own().expect("randomness");
         self.engine.tree.commit.rewind_seq(seq, history);
     }
 

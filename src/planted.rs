@@ -45,6 +45,8 @@ pub(crate) enum Bug {
     ListNeverCloses,
     /// R7: a merged leaf has the lower stamp.
     MergedStampLower,
+    /// Hand-over: a promotion of its own that it has lost is one.
+    OwnIsHanded,
     /// R6: recovery joins batches, and a leaf in which what came has gone again keeps its stamp.
     ReplayUnstamped,
     /// R2: cuts at one tick are one entry among the live ones.

@@ -8,7 +8,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(pub u64);
 
-/// 128 random bits that name what one run of a process wrote; all zero before the first write.
+/// 127 random bits that name what one run of a process wrote, and the last, which is set in one that a primary began in the name
+/// of another that it handed over to; all zero before the first write.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HistoryId(pub [u8; 16]);
 
@@ -21,6 +22,27 @@ pub struct Position {
     pub history: HistoryId,
     /// The number of the batch on its line.
     pub seq: Seq,
+}
+
+impl HistoryId {
+    /// That of a history which its writer begins himself.
+    pub(crate) fn own() -> crate::Result<Self> {
+        let mut id = crate::clock::random_id()?;
+        id[15] &= !1;
+        Ok(Self(id))
+    }
+
+    /// That of one which is begun in the name of its writer.
+    pub(crate) fn handed() -> crate::Result<Self> {
+        let mut id = crate::clock::random_id()?;
+        id[15] |= 1;
+        Ok(Self(id))
+    }
+
+    /// Whether another than its writer began it.
+    pub(crate) fn is_handed(self) -> bool {
+        self.0[15] & 1 == 1
+    }
 }
 
 impl fmt::Display for Seq {

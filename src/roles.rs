@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use crate::clock::random_id;
 use crate::commit::{Commit, Holder, Role, Room, Standing};
 use crate::database::Engine;
 use crate::follow::Following;
@@ -98,7 +97,7 @@ impl Engine {
         self.stop_following();
         // Who takes something back in the name of another sees it before the next message.
         tree.commit.set_role(Role::Replica);
-        let history = HistoryId(random_id()?);
+        let history = HistoryId::own()?;
         let now_ms = tree.clock().now_ms();
         let fence = log.as_ref().map(|log| log.directory.fence()).transpose()?.flatten();
         let heard = self.hub.term(&[]).max(fence.map_or(0, |fence| fence.term));
@@ -143,7 +142,7 @@ impl Engine {
             log.directory.follows()?;
         }
         let term = self.hub.term(&tree.commit.standing().lineage).saturating_add(1);
-        let (history, now_ms) = (HistoryId(random_id()?), tree.clock().now_ms());
+        let (history, now_ms) = (HistoryId::handed()?, tree.clock().now_ms());
         log.show_up_to(Some(tree.commit.position().seq));
         let handed = tree.commit.with_room(|| tree.commit.hand_to(writer, history, term, now_ms));
         let position = match handed {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use crate::clock::random_id;
 use crate::database::Database;
 use crate::format::log::Base;
 use crate::format::snapshot::Span;
@@ -119,7 +118,7 @@ fn salvage(builder: Builder, directory: Directory, mut lost: Vec<LostRange>) -> 
     }
 
     // A history that nobody else knows: that of what is left.
-    let mut position = Position { history: HistoryId(random_id()?), seq: end };
+    let mut position = Position { history: HistoryId::own()?, seq: end };
     if end == Seq(0) {
         position = Position::default();
     }

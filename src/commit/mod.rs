@@ -614,6 +614,20 @@ impl Commit {
         state.role_turns
     }
 
+    /// As [`set_role`](Self::set_role) to a replica, of a primary that has written nothing in this run and is still at `position`. `None`: it
+    /// has, or isn't.
+    pub(crate) fn take_back(&self, position: Position) -> Option<u64> {
+        let mut state = self.state.lock();
+        let has_written = self.has_history() && state.drawn.is_none();
+        if has_written || state.role != Role::Primary || state.position != position {
+            return None;
+        }
+        state.role_turns += 1;
+        state.role = Role::Replica;
+        self.is_replica.store(true, Ordering::Relaxed);
+        Some(state.role_turns)
+    }
+
     /// As [`set_role`](Self::set_role), unless something was said since it had been `turns` times.
     pub(crate) fn set_role_since(&self, turns: u64, role: Role) {
         let mut state = self.state.lock();

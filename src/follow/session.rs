@@ -651,15 +651,16 @@ impl Machine for ReplicaSession {
     }
 }
 
-/// Whether the source has begun a history in this node's name. What this node began itself, in a run of which it has lost the rest, is none: the
-/// source has more behind it.
+/// Whether somebody has begun a history in this node's name, and it has written nothing in it. What this node began itself, in a run that it has
+/// lost, is none, and neither is one behind which the source has more.
 fn is_handed(source: Option<&Hello>, engine: &Engine) -> bool {
     let told = source.map_or(&[][..], |source| &source.lineage);
     let line = engine.tree().commit.standing().lineage;
     line.last().is_some_and(|last| {
         let at = told.iter().position(|span| span.history == last.history);
         let is_last = at.is_none_or(|at| at + 1 == told.len() && told[at].start == told[at].end);
-        last.writer == engine.node && last.start == last.end && is_last
+        let is_handed = last.history.is_handed() || planted(Bug::OwnIsHanded);
+        is_handed && last.writer == engine.node && last.start == last.end && is_last
     })
 }
 

@@ -423,7 +423,7 @@ impl SourceSession {
                 (CatchUp::Heal, _) => {
                     // Nothing was written in this run, and nothing is until it has its own again.
                     let up_to = asked;
-                    let role_turns = commit.set_role(Role::Replica);
+                    let Some(role_turns) = commit.take_back(own.position) else { continue };
                     let weak = Arc::downgrade(engine);
                     let mut session = ReplicaSession::new(
                         (&weak, &self.hub),

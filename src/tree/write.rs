@@ -246,7 +246,7 @@ impl Tree {
     pub(crate) fn begin_write(&self) -> Result<()> {
         self.commit.check_writable()?;
         if !self.commit.has_history() {
-            self.commit.begin_history(crate::position::HistoryId(crate::clock::random_id()?));
+            self.commit.begin_history(crate::position::HistoryId::own()?);
         }
         Ok(())
     }

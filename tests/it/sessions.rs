@@ -648,3 +648,30 @@ fn a_line_of_very_many_histories_is_told() {
     Pair::new(&b, &a, KeptState::default()).settle(&b, &a);
     same(&a, &b);
 }
+
+/// A directory was put back as it was before its promotion, which its replica has, and follows that. It came back to the batch with which its promotion had begun,
+/// took that for a hand-over, and wrote.
+#[test]
+fn a_promotion_that_was_lost_gives_no_right_to_write() {
+    let (a, disk) = (filled(5), SimDisk::new());
+    let b = on(&disk);
+    b.begin_following().unwrap();
+    Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+    b.persist(Durability::Sync).unwrap();
+    let before = disk.fork();
+    b.promote().unwrap();
+    let c = replica();
+    Pair::new(&b, &c, KeptState::default()).settle(&b, &c);
+    let b = on(&before);
+    assert_eq!(b.position(), a.position());
+    // It has forgotten whom it followed.
+    c.begin_following().unwrap();
+    b.begin_following().unwrap();
+    let mut pair = Pair::new(&c, &b, KeptState::default());
+    pair.settle(&c, &b);
+    for _ in 0..10 {
+        pair.turn(usize::MAX).unwrap();
+    }
+    assert_eq!(b.role(), Role::Replica);
+    same(&b, &c);
+}
