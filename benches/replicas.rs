@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use stillframe::{
-    Database, HistoryId, Keyspace, Link, Position, Primary, PrimaryOptions, ReplicaSource, Seq,
+    AckLevel, Database, HistoryId, Keyspace, Link, Position, Primary, PrimaryOptions,
+    ReplicaSource, SaveOptions, Seq,
 };
 
 use workload::measure::{Latencies, Samples, at_least, at_most};
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
             "full" => full(records, rounds),
             "stream" => stream(records, rounds, phase),
             "lag" => lag(records, phase),
-            _ => delta(records),
+            _ => delta(records, rounds),
         }
     }
     ExitCode::SUCCESS
@@ -378,4 +379,106 @@ fn lag(records: usize, phase: Duration) {
     }
 }
 
-fn delta(_records: usize) {}
+/// What is sent to a replica that was away while a hundredth of the records changed, with and without the log of that time, beside what a replica is sent that
+/// has nothing.
+fn delta(records: usize, rounds: usize) {
+    let scratch = Scratch::new();
+    let builder = Database::builder().save_when_log_exceeds(None).segment_bytes(256 << 10);
+    let db = builder.open(scratch.file("primary")).expect("a database");
+    let data = db.keyspace("data").expect("a keyspace");
+    for number in shuffled(records) {
+        data.insert(KEYS.key(number), value(number)).expect("an insert");
+    }
+    let primary =
+        db.serve_replicas(PrimaryOptions::new().always_compress(true)).expect("it serves");
+    let address = primary.listen_tcp("127.0.0.1:0").expect("an address").to_string();
+    let copy = Database::in_memory();
+    // How many bytes came, and after how long it had all.
+    let follow = || {
+        let began = Instant::now();
+        let replica = copy.follow(ReplicaSource::tcp(&address)).expect("it follows");
+        replica.wait_for(db.position(), LONG).expect("it comes");
+        let took = began.elapsed().as_secs_f64();
+        primary.wait(db.position(), 1, AckLevel::Applied, LONG).expect("it says so");
+        let sent: u64 = primary.replicas().iter().map(|replica| replica.sent_bytes).sum();
+        let way = replica.status().caught_up;
+        replica.stop();
+        while !primary.replicas().is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        (sent as f64 / 1e6, took, way)
+    };
+    let (full_mb, full_s, _) = follow();
+    println!("everything: {full_mb:.1} MB in {full_s:.2} s");
+    let fresh = FreshValues::new();
+    let changes = (records / 100).max(1);
+    for (name, run) in [("uniform", 1), ("clustered, by 1,000", 1_000)] {
+        for is_lost in [false, true] {
+            let (mut bytes, mut of_leaves, mut of_log) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut seconds, mut share) = (Vec::new(), Vec::new());
+            let mut ways = Vec::new();
+            for round in 0..rounds {
+                let before = db.seq();
+                let mut random = workload::Random::new(17 + round as u64);
+                let mut values = fresh.values(round + 1);
+                // Keys are numbers in order: a run of them lies together.
+                for _ in 0..(changes / run).max(1) {
+                    let from = random.below(records.saturating_sub(run).max(1));
+                    for number in from..records.min(from + run) {
+                        let value = values.next().expect("without end");
+                        data.insert(KEYS.key(number), value).expect("an insert");
+                    }
+                }
+                if is_lost {
+                    // A segment goes when it is full and a snapshot has what it holds.
+                    while db.log_bytes_after(before).expect("a log").is_some() {
+                        (0..1_000).for_each(|n| {
+                            data.insert(KEYS.key(0), value(n)).expect("an insert");
+                        });
+                        db.compact_log(SaveOptions::default()).expect("a save");
+                    }
+                }
+                let (changed, all, raw) = db.changed_after(before);
+                let log = db.log_bytes_after(before).expect("a log");
+                let (mb, took, way) = follow();
+                bytes.push(mb);
+                of_leaves.push(raw as f64 / 1e6);
+                of_log.push(log.unwrap_or(0) as f64 / 1e6);
+                seconds.push(took);
+                share.push(changed as f64 / all as f64);
+                ways.push(way);
+            }
+            let [bytes, of_leaves, of_log, seconds, share] =
+                [bytes, of_leaves, of_log, seconds, share].map(Samples);
+            println!(
+                "{name}, {}: {:.2} MB ({:.2} to {:.2}) in {:.2} s ({:.2} to {:.2}), {ways:?}; {:.1} % of the leaves changed, {:.2} MB raw; log {:.2} MB",
+                if is_lost { "no log" } else { "log" },
+                bytes.median(),
+                bytes.min(),
+                bytes.max(),
+                seconds.median(),
+                seconds.min(),
+                seconds.max(),
+                100.0 * share.median(),
+                of_leaves.median(),
+                of_log.median(),
+            );
+            let what = format!("bytes sent, {name}");
+            if is_lost {
+                let of_raw = bytes.over(&of_leaves).median();
+                at_most(&format!("{what}, of those of the changed leaves"), of_raw, 0.6, "x");
+            } else {
+                let cheaper: Vec<f64> = of_log
+                    .0
+                    .iter()
+                    .zip(&of_leaves.0)
+                    .map(|(log, raw)| log.min(raw * 0.6))
+                    .collect();
+                let of_cheaper = bytes.over(&Samples(cheaper)).median();
+                at_most(&format!("{what}, of the cheaper way"), of_cheaper, 1.05, "x");
+            }
+            at_most(&format!("time until it has all, {name}"), seconds.max(), full_s, "s");
+        }
+    }
+    drop(primary);
+}

@@ -453,10 +453,11 @@ impl SourceSession {
 
     /// What either way would send.
     fn costs(&self, engine: &Arc<Engine>, feed: Option<&Feed>, after: Seq) -> Costs {
-        /// Below that nothing is counted: it is sent before leaves were looked at.
-        const FEW: u64 = 1 << 20;
+        /// So many bytes are sent while a leaf is looked at: of fewer records nothing is counted.
+        const A_LEAF: u64 = 8;
         let records = feed.map_or(u64::MAX, Feed::bytes_ahead);
-        let leaves = if records <= FEW { u64::MAX } else { engine.tree().bytes_after(after) };
+        let few = (64 << 10).max(A_LEAF.saturating_mul(engine.tree().leaves().0));
+        let leaves = if records <= few { u64::MAX } else { engine.tree().bytes_after(after) };
         // As they are sent: compressed.
         Costs { records, leaves: leaves / 2 }
     }

@@ -321,14 +321,25 @@ impl Database {
         self.engine().hub.wait(self.engine(), position, usize::MAX, level, Duration::ZERO)
     }
 
-    /// Whether its log has all that was written after this batch.
+    /// Leaves that changed after this batch, of how many, and the bytes of their keys and values.
+    pub fn changed_after(&self, seq: crate::Seq) -> (u64, u64, u64) {
+        let tree = self.engine().tree();
+        let (mut changed, mut all) = (0, 0);
+        tree.stamps(|_, _, stamp| {
+            all += 1;
+            changed += u64::from(stamp > seq);
+        });
+        (changed, all, tree.bytes_after(seq))
+    }
+
+    /// Bytes of the records behind this batch, if the log has them all.
     ///
     /// # Errors
     /// Those of reading it.
-    pub fn has_log_after(&self, seq: crate::Seq) -> Result<bool> {
+    pub fn log_bytes_after(&self, seq: crate::Seq) -> Result<Option<u64>> {
         let (log, commit) = (self.engine().source_log()?, &self.engine().tree().commit);
         log.write_out(commit, commit.position().seq).map_err(crate::Error::LogFailed)?;
-        Ok(crate::storage::feed::Feed::open(log, seq)?.is_some())
+        Ok(crate::storage::feed::Feed::open(log, seq)?.map(|feed| feed.bytes_ahead()))
     }
 
     /// The histories of its line: id, term, first and last batch of each.

@@ -236,20 +236,22 @@ pub(crate) struct Meeting<'a> {
     pub(crate) source: &'a [Span],
     /// The source's log has all behind the replica's last batch.
     pub(crate) is_in_log: bool,
+    /// It is so much that the leaves may be cheaper.
+    pub(crate) is_long: bool,
     /// The replica has part of a state already.
     pub(crate) has_spool: bool,
 }
 
 /// Whether a replica may catch up in this way.
 pub(crate) fn check_kind(kind: SyncKind, meeting: &Meeting<'_>) -> Result<(), String> {
-    let Meeting { replica, source, is_in_log, has_spool } = *meeting;
+    let Meeting { replica, source, is_in_log, is_long, has_spool } = *meeting;
     let own = replica.last().map_or(Seq(0), |span| span.3);
     let expected: &[SyncKind] = match fork(replica, source) {
         None => &[SyncKind::Full],
         Some(Seq(0)) if own == Seq(0) => &[SyncKind::Full, SyncKind::Partial],
         Some(Seq(0)) => &[SyncKind::Full],
         Some(at) if at < own => &[SyncKind::Rewind],
-        Some(_) if is_in_log && !has_spool => &[SyncKind::Partial],
+        Some(_) if is_in_log && !is_long && !has_spool => &[SyncKind::Partial],
         Some(_) => &[SyncKind::Partial, SyncKind::Delta],
     };
     match expected.contains(&kind) {

@@ -462,13 +462,16 @@ impl World {
             let has_turned = self.nodes[source].turns != link.source_turns;
             let (own, has_spool) = (&self.nodes[n], link.has_spool);
             if let Some(db) = self.nodes[source].db.as_ref().filter(|_| !has_turned) {
-                let is_in_log = db.has_log_after(own.position.seq).map_err(|e| e.to_string())?;
+                /// Of fewer bytes nobody looks whether leaves are.
+                const FEW: u64 = 64 << 10;
+                let behind = db.log_bytes_after(own.position.seq).map_err(|e| e.to_string())?;
                 let line = db.line();
                 // What is in the log now may not have been when it was asked, and the other way round.
                 let is_certain = self.nodes[source].position.seq <= Seq(own.position.seq.0 + 20);
-                let is_in_log = is_in_log && is_certain;
-                let meeting =
-                    Meeting { replica: &own.fact.line, source: &line, is_in_log, has_spool };
+                let is_in_log = behind.is_some() && is_certain;
+                let is_long = behind.is_some_and(|bytes| bytes > FEW);
+                let replica = &own.fact.line[..];
+                let meeting = Meeting { replica, source: &line, is_in_log, is_long, has_spool };
                 oracle::check_kind(kind, &meeting)
                     .map_err(|what| format!("node {n} from {source}: {what}"))?;
             }
