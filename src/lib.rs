@@ -71,7 +71,7 @@ pub mod simulation {
     pub use crate::format::probe::decode_block;
     pub use crate::serve::speaker::Speaker;
     pub use crate::serve::turns::{KeptState, SessionEnd, SessionEnded, TurnOptions};
-    pub use crate::snapshot::{LeafPass, PassedEntry};
+    pub use crate::snapshot::{LeafPass, PassedEntry, PassedLeaf};
     pub use crate::storage::probe::walk_segment;
     pub use crate::storage::sim::{
         Call, CallKind, Change, CrashPoint, DirId, DiskFault, Effect, Fate, FileId, Node, SimDisk,

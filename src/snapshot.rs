@@ -156,6 +156,10 @@ pub struct LeafPass {
 #[cfg(feature = "simulation")]
 pub type PassedEntry = (u32, Vec<u8>, Vec<u8>, u64);
 
+/// Where a leaf ends, if not with everything, and what is in it, if that was wanted. Outside semver.
+#[cfg(feature = "simulation")]
+pub type PassedLeaf = (Option<Vec<u8>>, Option<Vec<PassedEntry>>);
+
 #[cfg(feature = "simulation")]
 impl LeafPass {
     pub(crate) fn new(pass: crate::tree::Pass) -> Self {
@@ -175,6 +179,11 @@ impl LeafPass {
         let Some(from) = &self.next else { return Ok(None) };
         let mut copy = crate::tree::LeafCopy::default();
         self.pass.copy_leaf(from, &mut copy)?;
+        Ok(Some(self.show(&copy)))
+    }
+
+    /// What was copied; the pass goes on behind it.
+    fn show(&mut self, copy: &crate::tree::LeafCopy) -> Vec<PassedEntry> {
         let page = copy.page();
         let mut key = Vec::new();
         let entries = (0..page.len()).map(|at| {
@@ -186,7 +195,19 @@ impl LeafPass {
         });
         let entries = entries.collect();
         self.next = page.high().map(<[u8]>::to_vec);
-        Ok(Some(entries))
+        entries
+    }
+
+    /// Where the next leaf ends, a key with its keyspace's number before it, and its entries, if it has changed since the batch `after`.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn step_if_newer(&mut self, after: Seq) -> Result<Option<PassedLeaf>> {
+        let Some(from) = self.next.clone() else { return Ok(None) };
+        let mut copy = crate::tree::LeafCopy::default();
+        let is_copied = self.pass.copy_leaf_if(&from, |_, _, stamp| stamp > after, &mut copy)?;
+        let entries = self.show(&copy);
+        Ok(Some((self.next.clone(), is_copied.then_some(entries))))
     }
 }
 

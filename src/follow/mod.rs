@@ -678,7 +678,7 @@ impl Following {
             }
             // Who finds that the other has not the key says nothing to him.
             (_, LinkEnd::Lost(None)) if !has_met => LinkLost::Lost(
-                "the other side ended it and did not say who it is: it may have another key".into(),
+                "the other side ended it and did not say who it is: it may have another key, or speak through TLS".into(),
             ),
             (_, LinkEnd::Lost(error)) => lost(error),
             (_, LinkEnd::Fault(fault)) => fault_told(&fault),

@@ -426,3 +426,110 @@ impl<M: Machine> Shared<M> {
         lock(&self.end).get_or_insert(LinkEnd::Stopped);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The time limit of both sides.
+    const LIMIT_MS: u64 = 100;
+    const LIMIT: Duration = Duration::from_millis(LIMIT_MS);
+
+    /// Asks for work without a pause, and does what it is asked for.
+    struct Worker {
+        /// What one task takes, once.
+        task: Duration,
+        asked: u64,
+        done: u64,
+        enough: u64,
+        heard_ms: u64,
+    }
+
+    impl Worker {
+        fn new(task: Duration) -> Self {
+            Worker { task, asked: 0, done: 0, enough: 5, heard_ms: 0 }
+        }
+    }
+
+    impl Machine for Worker {
+        fn receive(&mut self, kind: MessageKind, _: &[u8], now_ms: u64) -> Step {
+            self.heard_ms = now_ms;
+            if kind == MessageKind::Mark {
+                thread::sleep(self.task);
+                self.done += 1;
+            }
+            match kind {
+                MessageKind::Bye => Err(Ended::By(Reason::Moved, 0)),
+                _ => Ok(()),
+            }
+        }
+
+        fn fill(&mut self, sealer: &mut Sealer, out: &mut Vec<u8>, now_ms: u64) -> Step<Filled> {
+            if now_ms.saturating_sub(self.heard_ms) > LIMIT_MS {
+                return Err(Ended::By(Reason::Silent, 0));
+            }
+            if self.asked < self.enough {
+                self.asked += 1;
+                sealer.seal(MessageKind::Mark, b"task", out);
+                return Ok(Filled::More);
+            }
+            // It alone is what is said while nothing is asked for.
+            sealer.seal(MessageKind::Beat, b"", out);
+            if self.done == self.enough {
+                Err(Ended::By(Reason::Stopping, 0))
+            } else {
+                Ok(Filled::Idle)
+            }
+        }
+
+        fn nap(&mut self, _: bool) -> Duration {
+            LIMIT / 10
+        }
+
+        fn most_body_len(&self) -> u32 {
+            0
+        }
+
+        fn heard(&mut self, now_ms: u64) {
+            self.heard_ms = self.heard_ms.max(now_ms);
+        }
+    }
+
+    /// S24: either side, or both, has work that takes many times the limit, and more of it waits: nobody is silent.
+    #[test]
+    fn who_works_is_not_silent() {
+        for slow in [[true, false], [false, true], [true, true]] {
+            let (first, second) = Link::pair();
+            let ends = [(first, Side::Client), (second, Side::Server)].map(Some);
+            let done: Vec<_> = thread::scope(|scope| {
+                let drives: Vec<_> = ends
+                    .into_iter()
+                    .flatten()
+                    .zip(slow)
+                    .map(|((link, side), is_slow)| {
+                        scope.spawn(move || {
+                            let how = Drive {
+                                side,
+                                secrets: Secrets { keys: Vec::new(), binding: [0; 32] },
+                                timeout: LIMIT,
+                                beat: LIMIT / 10,
+                                max_body_len: 0,
+                                stop: Arc::default(),
+                            };
+                            let task = if is_slow { 3 * LIMIT } else { Duration::ZERO };
+                            drive(link, &how, &Arc::default(), || Worker::new(task))
+                        })
+                    })
+                    .collect();
+                drives.into_iter().map(|drive| drive.join().unwrap()).collect()
+            });
+            for (machine, end) in &done {
+                let told = format!("{slow:?}: {end:?}");
+                assert!(!told.contains("Silent"), "{told}");
+                assert!(machine.is_some(), "{told}");
+            }
+            // Who was done first said goodbye.
+            assert!(done.iter().any(|(machine, _)| machine.as_ref().unwrap().done == 5));
+        }
+    }
+}

@@ -10,6 +10,7 @@ mod keeper;
 mod lifetimes;
 mod log;
 mod memory;
+mod midway;
 mod model;
 mod python_reader;
 mod regressions;

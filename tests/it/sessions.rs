@@ -1,11 +1,12 @@
 //! Sessions without threads or sockets: what either end says, byte by byte, at made-up times.
 
 use stillframe::simulation::{
-    CallKind, DiskFault, KeptState, SessionEnd, SessionEnded, SimDisk, TurnOptions,
+    CallKind, DiskFault, KeptState, SessionEnd, SessionEnded, SimClock, SimDisk, TurnOptions,
+    seed_thread,
 };
 use stillframe::{
-    AckLevel, Database, Durability, Error, Holder, LinkKey, Role, SaveOptions, SyncKind,
-    SyncRefused,
+    AckLevel, Database, Durability, Error, Holder, LinkKey, PrimaryOptions, Role, SaveOptions,
+    SyncKind, SyncRefused,
 };
 
 fn options() -> TurnOptions {
@@ -674,4 +675,126 @@ fn a_promotion_that_was_lost_gives_no_right_to_write() {
     }
     assert_eq!(b.role(), Role::Replica);
     same(&b, &c);
+}
+
+/// A virtual machine that went back: what a run was before it wrote the last of it, in memory and all, under the same ids.
+fn gone_back(further: u32) -> (Database, Database) {
+    let write = |db: &Database, keys: std::ops::Range<u32>, what: &str| {
+        let films = db.keyspace("films").unwrap();
+        keys.for_each(|n| films.insert(n.to_be_bytes(), what).unwrap());
+    };
+    let run = || {
+        seed_thread(Some(7));
+        let clock = SimClock::new(1_800_000_000_000);
+        let db = Database::builder().clock(clock).leaf_entries(4).in_memory().unwrap();
+        write(&db, 0..100, "both");
+        db.serve_replicas(PrimaryOptions::new()).unwrap();
+        db
+    };
+    let (first, second) = (run(), run());
+    seed_thread(None);
+    assert_eq!(first.position(), second.position());
+    write(&first, 0..further, "forgotten");
+    (first, second)
+}
+
+/// (S29) A replica has more than its primary, which has gone back and is still writing: that takes back what it has lost, and what it writes from then on is another
+/// history.
+#[test]
+fn a_run_that_went_back_writes_another_history() {
+    let (first, second) = gone_back(7);
+    let b = replica();
+    Pair::new(&first, &b, KeptState::default()).settle(&first, &b);
+    assert_eq!(b.position(), first.position());
+    let (_, kept) = ends(&second, &b, KeptState::default());
+    same(&first, &second);
+    assert_eq!(second.role(), Role::Primary);
+    fill(&second, 0..3);
+    assert_ne!(second.position().history, first.position().history, "one position for two batches");
+    Pair::new(&second, &b, kept).settle(&second, &b);
+    same(&second, &b);
+}
+
+/// (S29) Two batches have one position: the source has gone back and has come just as far again. The replica can't be told so by its line; the chain of records shows
+/// it, and the leaves that differ are sent.
+#[test]
+fn two_batches_at_one_position_are_found_and_mended() {
+    for further in [1, 7] {
+        let (first, second) = gone_back(further);
+        let b = replica();
+        Pair::new(&first, &b, KeptState::default()).settle(&first, &b);
+        fill(&second, 50..50 + further);
+        assert_eq!(second.position(), b.position());
+        let fingerprint = |db: &Database| db.snapshot().unwrap().fingerprint();
+        assert_ne!(fingerprint(&second), fingerprint(&b));
+        // Refused as often as it takes; never is anything shown that is neither.
+        let (was, is) = (fingerprint(&b), fingerprint(&second));
+        let mut kept = KeptState::default();
+        for _ in 0..4 {
+            let mut pair = Pair::new(&second, &b, kept);
+            for _ in 0..50 {
+                if pair.turn(usize::MAX).is_err() {
+                    break;
+                }
+                assert!([was, is].contains(&fingerprint(&b)));
+            }
+            kept = pair.replica.into_kept();
+        }
+        same(&second, &b);
+    }
+}
+
+/// (S8) A source in a chain is itself rewound while it sends leaves: what it sends is one state or the other. What follows comes by what has changed, and adds up.
+#[test]
+fn a_source_that_is_rewound_while_it_sends_sends_one_state() {
+    for seed in 0..20 {
+        let open = || Database::builder().leaf_entries(4).manual_reclaim().in_memory().unwrap();
+        let (a, b, c) = (open(), open(), open());
+        b.begin_following().unwrap();
+        c.begin_following().unwrap();
+        fill(&a, 0..300);
+        Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+        // Another that was promoted there, while the first wrote on.
+        let d = replica();
+        Pair::new(&a, &d, KeptState::default()).settle(&a, &d);
+        d.promote().unwrap();
+        fill(&d, 100..200);
+        fill(&a, 150..250);
+        Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+        let mut small = TurnOptions { timeout_ms: 100_000, ..options() };
+        small.nonce[0] = seed;
+        let mut down = Pair::with(&b, &c, KeptState::default(), (&small, &small));
+        for _ in 0..usize::from(seed) * 10 {
+            down.turn(50).unwrap();
+        }
+        // It goes back to the fork, and on to what the new primary has.
+        let mut up = Pair::new(&d, &b, KeptState::default());
+        up.settle(&d, &b);
+        assert_eq!(up.replica.caught_up(), Some(SyncKind::Rewind));
+        same(&d, &b);
+        // Who drives it says so; until then it takes nothing away from anyone.
+        b.set_in_touch(true);
+        let mut ended = None;
+        for _ in 0..5_000 {
+            down.now_ms += 1;
+            if let Err(why) = down.turn(50) {
+                ended = Some(why);
+                let kept = down.replica.into_kept();
+                down = Pair::with(&b, &c, kept, (&small, &small));
+            }
+            if c.position() == b.position() {
+                break;
+            }
+        }
+        same(&b, &c);
+        let told = format!("seed {seed}: {ended:?}");
+        assert!(!told.contains("Differs"), "{told}");
+        // The stamps that came are right: another follows by them.
+        fill(&d, 0..20);
+        Pair::new(&d, &b, KeptState::default()).settle(&d, &b);
+        let e = replica();
+        Pair::new(&c, &e, KeptState::default()).settle(&c, &e);
+        Pair::new(&b, &e, KeptState::default()).settle(&b, &e);
+        same(&d, &e);
+    }
 }

@@ -215,6 +215,7 @@ fn dependencies_say_why() {
         "torture/Cargo.toml",
         "fuzz/Cargo.toml",
         "benches/peers/Cargo.toml",
+        "examples/tls/Cargo.toml",
     ] {
         let Ok(text) = fs::read_to_string(root().join(manifest)) else { continue };
         wrong.extend(dependency_faults(manifest, &text));
