@@ -28,6 +28,8 @@ use crate::serve::hub::{Hub, SyncKind};
 use crate::serve::session::{Ended, Filled, MOST_QUEUED, SessionLimits, SourceSession, Step};
 use crate::{Error, Fault};
 
+/// Bytes of the ranges that are asked for: half of what an ask may take.
+const MOST_ASKED: usize = 32 << 20;
 /// Who was told to wait, or to ask again, does so after so long.
 const ASK_AGAIN_MS: u64 = 200;
 
@@ -340,6 +342,8 @@ impl ReplicaSession {
             Doubt::Everywhere => Needs::everywhere(Need::Anything),
             doubt => needs_of(engine, own.position, self.fork, doubt == Doubt::Somewhere),
         };
+        // What a part of the state has already leaves it at most twice as long.
+        self.base.join_to(MOST_ASKED);
         let threads = self.limits.threads.saturating_sub(1);
         let spool = self.kept.spool.take().or_else(|| Spool::reopen(engine, threads));
         let spool = spool.filter(|spool| spool.is_usable(own.position, &source.lineage));

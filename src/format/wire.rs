@@ -271,7 +271,7 @@ pub(crate) struct Ask {
 }
 
 /// A range's fields before its key.
-const RANGE_LEN: usize = 24;
+pub(crate) const RANGE_LEN: usize = 24;
 
 impl Ask {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -544,8 +544,6 @@ pub(crate) enum Reason {
     Stopping,
     /// Bytes that make no sense came.
     Protocol,
-    /// Of another data set.
-    Foreign,
     /// One would follow oneself.
     Cycle,
     /// The replica does not follow this source by itself; which rule says so is in the detail.
@@ -568,10 +566,9 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Persistent: numbered by hand, never reused.
-    const ALL: [(u8, Self); 12] = [
+    const ALL: [(u8, Self); 11] = [
         (1, Self::Stopping),
         (2, Self::Protocol),
-        (3, Self::Foreign),
         (4, Self::Cycle),
         (5, Self::Refused),
         (6, Self::TooLarge),

@@ -1,7 +1,22 @@
 //! What a replica needs to get to where its source is: for each range of keys, everything, or what changed after some batch.
 
 pub(crate) use crate::format::wire::Need;
+use crate::format::wire::RANGE_LEN;
 use crate::position::Seq;
+
+impl Need {
+    /// What is needed of two neighbours that are asked for as one.
+    fn of_both(self, other: Need) -> Need {
+        match (self, other) {
+            (Need::NewerThan(one), Need::NewerThan(other)) => Need::NewerThan(one.min(other)),
+            // Fingerprints add up.
+            (Need::Unless(one, sum), Need::Unless(other, more)) if one == other => {
+                Need::Unless(one, sum.wrapping_add(more))
+            }
+            _ => Need::Anything,
+        }
+    }
+}
 
 /// Needs of ranges that tile the key space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +63,39 @@ impl Needs {
         }
     }
 
+    /// Neighbours become one until all take at most so many bytes in an ask. Never is less needed than before.
+    pub(crate) fn join_to(&mut self, most_bytes: usize) {
+        let takes = |ranges: &[(Vec<u8>, Need)]| -> usize {
+            ranges.iter().map(|(low, _)| RANGE_LEN + low.len()).sum()
+        };
+        while self.ranges.len() > 1 && takes(&self.ranges) > most_bytes {
+            let mut joined: Vec<(Vec<u8>, Need)> = Vec::with_capacity(self.ranges.len());
+            let mut ranges = std::mem::take(&mut self.ranges).into_iter();
+            while let Some((low, need)) = ranges.next() {
+                let need = ranges.next().map_or(need, |(_, other)| need.of_both(other));
+                match joined.last() {
+                    Some((_, before)) if *before == need && !matches!(need, Need::Unless(..)) => {}
+                    _ => joined.push((low, need)),
+                }
+            }
+            self.ranges = joined;
+        }
+    }
+
     /// Of `[low, high)` something else than before, wherever that lies.
     pub(crate) fn put(&mut self, low: &[u8], high: Option<&[u8]>, need: Need) {
-        let after = high.and_then(|high| self.ranges.iter().rfind(|(start, _)| &start[..] <= high));
+        let covering = self.ranges.partition_point(|(start, _)| &start[..] <= low);
+        if let Some((_, before)) = self.ranges.get(covering.wrapping_sub(1))
+            && *before == need
+            && self
+                .ranges
+                .get(covering)
+                .is_none_or(|(next, _)| high.is_some_and(|high| &next[..] >= high))
+        {
+            return;
+        }
+        let until = high.map(|high| self.ranges.partition_point(|(start, _)| &start[..] <= high));
+        let after = until.and_then(|until| self.ranges.get(until.checked_sub(1)?));
         let after = after.map(|(_, need)| *need);
         let first = self.ranges.partition_point(|(start, _)| &start[..] < low);
         let behind = high.map_or(self.ranges.len(), |high| {
@@ -137,6 +182,51 @@ mod tests {
         check("c", Some("e"), &[("", newer), ("c", put), ("e", newer)]);
         check("d", Some("f"), &[("", newer), ("c", any), ("d", put), ("f", newer)]);
         check("f", None, &[("", newer), ("c", any), ("e", newer), ("f", put)]);
+    }
+
+    /// An ask may not be longer than 64 MiB, and half of what random changes leave of 100 million records was: the link ended, each time.
+    #[test]
+    fn needs_of_very_many_leaves_become_coarser() {
+        let mut random = crate::clock::Random::new(5);
+        for most in [1, 100, 5_000, 100_000] {
+            let mut ranges = Vec::new();
+            for n in 0..2_000_u32 {
+                let low = if n == 0 { Vec::new() } else { n.to_be_bytes().to_vec() };
+                let need = match random.below(4) {
+                    0 => Need::Anything,
+                    1 => Need::NewerThan(Seq(random.below(4))),
+                    _ => Need::Unless(Seq(3), random.next_u64()),
+                };
+                ranges.push((low, need));
+            }
+            let fine = Needs::of_ranges(ranges.clone());
+            let mut coarse = fine.clone();
+            coarse.join_to(most);
+            let takes: usize = coarse.ranges.iter().map(|(low, _)| RANGE_LEN + low.len()).sum();
+            assert!(takes <= most || coarse.ranges.len() == 1, "{takes} {most}");
+            assert!(coarse.ranges[0].0.is_empty());
+            assert!(coarse.ranges.is_sorted_by(|(a, _), (b, _)| a < b));
+            // Whatever was wanted of a leaf is.
+            for n in 0..2_000_u32 {
+                let (low, high) = (n.to_be_bytes(), (n + 1).to_be_bytes());
+                for stamp in 0..5 {
+                    let wanted = |needs: &Needs| needs.want(&low, Some(&high), Seq(stamp));
+                    assert!(wanted(&coarse) || !wanted(&fine), "{n} {stamp}");
+                }
+            }
+            // A range that is the same as a whole is passed over as a whole.
+            let sum_of = |low: &[u8], high: Option<&[u8]>| {
+                let within = ranges
+                    .iter()
+                    .filter(|(at, _)| &at[..] >= low && high.is_none_or(|high| &at[..] < high));
+                within.fold(0_u64, |sum, (_, need)| match need {
+                    Need::Unless(_, of) => sum.wrapping_add(*of),
+                    _ => sum,
+                })
+            };
+            coarse.resolve(sum_of);
+            assert!(!coarse.ranges.iter().any(|(_, need)| matches!(need, Need::Unless(..))));
+        }
     }
 
     #[test]
