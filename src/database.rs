@@ -93,6 +93,8 @@ pub(crate) struct Engine {
     pub(crate) following: Mutex<Option<Arc<Following>>>,
     /// One hand-over at a time.
     pub(crate) handing: Mutex<()>,
+    /// Held while another state takes the place of the present, and while a promotion begins its term.
+    pub(crate) placing: Mutex<()>,
     pub(crate) attendants: Mutex<Vec<Weak<dyn Attendant>>>,
     save_thread: Option<SaveThread>,
     /// What was found when it was opened.
@@ -164,6 +166,7 @@ impl Database {
             signals: Signals::default(),
             following: Mutex::default(),
             handing: Mutex::default(),
+            placing: Mutex::default(),
             attendants: Mutex::default(),
             save_thread,
             report,

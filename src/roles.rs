@@ -95,6 +95,12 @@ impl Engine {
             return Ok(tree.commit.position());
         }
         self.stop_following();
+        if let Some(log) = log {
+            // Part of a state that is not fetched any more.
+            log.directory.remove(&log.directory.spool())?;
+        }
+        // Nothing is put in place between its last batch and the beginning of its term.
+        let placing = self.placing.lock();
         // Who takes something back in the name of another sees it before the next message.
         tree.commit.set_role(Role::Replica);
         let history = HistoryId::own()?;
@@ -113,6 +119,7 @@ impl Engine {
         // Whom it followed is not between its replicas and their primary any more.
         self.hub.set_path(Vec::new());
         tree.commit.set_role(Role::Primary);
+        drop(placing);
         // Whom it was told to follow meanwhile.
         self.stop_following();
         Ok(position)
@@ -208,10 +215,15 @@ impl Engine {
 
     /// Puts a state that came from a node of `dataset` in the place of the present, on the disk as well if there is one.
     pub(crate) fn put_in_place(&self, arrival: Arrival, dataset: [u8; 16]) -> Result<()> {
+        let _one = self.placing.lock();
         if self.is_primary() {
             return Err(Error::NotFollowing);
         }
         self.installs.fetch_add(1, Ordering::AcqRel);
+        if dataset != self.dataset() {
+            // Nobody's terms there are those here.
+            self.hub.forget_term();
+        }
         let put = self.put_in_place_alone(arrival, dataset);
         self.installs.fetch_add(1, Ordering::AcqRel);
         put

@@ -598,11 +598,11 @@ impl Commit {
         Ok(())
     }
 
-    /// This run's history is somebody else's as well: the next batch begins another.
-    pub(crate) fn leave_history(&self) {
+    /// This run's history is somebody else's as well: the next batch begins `another`, also that of a writer who is on his way.
+    pub(crate) fn leave_history(&self, another: HistoryId) {
         let mut state = self.state.lock();
-        state.drawn = None;
-        self.has_history.store(false, Ordering::Relaxed);
+        state.drawn = Some(another);
+        self.has_history.store(true, Ordering::Relaxed);
     }
 
     /// What the database does from now on. Returns how often that was said.

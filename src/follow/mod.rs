@@ -417,10 +417,11 @@ impl Replica {
         }
     }
 
-    /// Gives up, once, what it has and its source lacks, though rules forbid it.
+    /// Gives up, once, what it has and its source lacks, though rules forbid it. It counts until it streams again; while it does, there is nothing to
+    /// give up, and this does nothing.
     pub fn resync(&self) {
         let mut state = self.following.state();
-        state.may_discard = true;
+        state.may_discard |= state.state != ReplicaState::Streaming;
         // Where it is refused it waits for this.
         self.following.changed.notify_all();
     }
@@ -576,21 +577,27 @@ impl Following {
                     }
                 }
             };
+            // Of a cycle it may be one end that has not seen the other go.
+            let is_cycle = matches!(end, LinkLost::Refused(SyncRefused::Cycle));
             let is_refused = matches!(end, LinkLost::Refused(_));
             let mut state = self.state();
-            let failed_here = matches!(end, LinkLost::Failed(_));
+            let was_link = matches!(end, LinkLost::Lost(_) | LinkLost::Silent | LinkLost::Stopping);
             state.last_end = Some(end);
-            if state.counts != before && !failed_here {
-                // It came further than the last time, and what ended it was not this side.
+            if state.counts != before && was_link {
+                // It came further than the last time, and nothing that will be there the next time ended it.
                 retry = FIRST_RETRY;
             }
-            if is_refused && !state.is_stopped {
-                drop(state);
-                self.set(ReplicaState::Refused);
+            let is_stopped = state.is_stopped;
+            drop(state);
+            if !is_stopped {
+                let lost =
+                    if is_refused { ReplicaState::Refused } else { ReplicaState::Connecting };
+                self.set(lost);
                 self.tell();
-                state = self.state();
             }
-            let until = Instant::now() + if is_refused { LAST_RETRY } else { retry };
+            state = self.state();
+            let waits_long = is_refused && !is_cycle;
+            let until = Instant::now() + if waits_long { LAST_RETRY } else { retry };
             retry = (retry * 2).min(LAST_RETRY);
             while !state.is_stopped && !state.may_discard {
                 let left = until.saturating_duration_since(Instant::now());
@@ -753,6 +760,7 @@ impl Watched {
             state.received_bytes =
                 self.session.kept.spool.as_ref().map_or(0, |spool| spool.bytes());
             if self.stage != Some(stage) {
+                state.may_discard &= stage != Stage::Streaming;
                 state.caught_up = self.session.caught_up.or(state.caught_up);
                 if stage == Stage::Streaming
                     && let Some(kind) = self.session.caught_up

@@ -310,7 +310,9 @@ impl ReplicaSession {
             Err(refused) if !self.kept.may_discard => return Err(self.refuse(refused)),
             Err(_) => {}
         }
-        self.hub.heard_term(source.term.max(term(&source.lineage)));
+        if is_same {
+            self.hub.heard_term(source.term.max(term(&source.lineage)));
+        }
         if !self.heals {
             let mut path = vec![source.node];
             path.extend(&source.path);
@@ -388,8 +390,13 @@ impl ReplicaSession {
                 self.caught_up = Some(SyncKind::Partial);
                 let own = self.standing(engine);
                 self.applier = Some(Applier::new(engine, own.chain));
-                let target = self.source.as_ref().map(|source| line::end(&source.lineage).seq);
-                self.stream(target.unwrap_or_default());
+                let target = self.source.as_ref().map(|source| line::end(&source.lineage));
+                let target = target.unwrap_or_default();
+                self.stream(target.seq);
+                // It was handed to this node before, which had no time to take it.
+                if target == own.position && is_handed(self.source.as_ref(), engine) {
+                    return take_over(engine);
+                }
             }
             Plan::Leaves => self.stage = Stage::Receiving,
             Plan::Retry | Plan::Wait => {
@@ -473,7 +480,7 @@ impl ReplicaSession {
         let arrival = spool
             .end(message.blocks, &self.base, &own.lineage)
             .map_err(|error| differs(error, &mut self.fault))?;
-        let chain = arrival.chain;
+        let (chain, reached) = (arrival.chain, arrival.position.seq);
         if arrival.rewinds && self.discards(&own) {
             engine.set_aside(&own)?;
         }
@@ -491,6 +498,9 @@ impl ReplicaSession {
         spool.remove();
         (self.kept.doubt, self.kept.may_discard) = (Doubt::None, false);
         self.applier = Some(Applier::new(engine, chain));
+        // What was here may have been of a higher number.
+        let told = self.source.as_ref().map_or(Seq(0), |source| line::end(&source.lineage).seq);
+        self.head = reached.max(told);
         self.stream(self.head);
         engine.forwarded();
         if is_handed(self.source.as_ref(), engine) {
@@ -566,10 +576,12 @@ impl ReplicaSession {
             return Err(Ended::By(Reason::Differs, mark.position.seq.0));
         }
         self.time_ms = self.time_ms.max(mark.time_ms);
-        let history = own.lineage.iter().rfind(|span| span.start <= mark.durable);
+        // More may be durable there, of which nothing is here yet.
+        let durable = mark.durable.min(mark.position.seq);
+        let history = own.lineage.iter().rfind(|span| span.start <= durable);
         let history = history.map(|span| span.history).unwrap_or_default();
         self.hub.heard_time(mark.time_ms);
-        self.hub.heard_durable(&own.lineage, Position { history, seq: mark.durable });
+        self.hub.heard_durable(&own.lineage, Position { history, seq: durable });
         Ok(())
     }
 
@@ -674,6 +686,8 @@ fn take_over(engine: &Engine) -> Step {
     if let Some(log) = engine.log() {
         log.sync(commit, commit.position().seq).map_err(Error::LogFailed)?;
     }
+    // Whom it followed may follow it at once.
+    engine.hub.set_path(Vec::new());
     commit.set_role(Role::Primary);
     Err(Ended::Promoted)
 }

@@ -315,7 +315,7 @@ impl Hub {
         level: AckLevel,
         timeout: Duration,
     ) -> usize {
-        self.wait_for(engine, position, level, timeout, count, |_| true)
+        self.wait_for(engine, (position, level, timeout), count, |_| true, |_| false)
     }
 
     /// Waits until the replica of this node has the batch, or so long; whether it has.
@@ -329,17 +329,17 @@ impl Hub {
     ) -> bool {
         let is_it =
             |session: &Session| session.hello.as_ref().is_some_and(|(other, _)| *other == node);
-        self.wait_for(engine, position, level, timeout, 1, is_it) > 0
+        let is_gone = |state: &State| !state.sessions.values().any(is_it);
+        self.wait_for(engine, (position, level, timeout), 1, is_it, is_gone) > 0
     }
 
     fn wait_for(
         &self,
         engine: &Engine,
-        position: Position,
-        level: AckLevel,
-        timeout: Duration,
+        (position, level, timeout): (Position, AckLevel, Duration),
         count: usize,
         counts: impl Fn(&Session) -> bool,
+        gives_up: impl Fn(&State) -> bool,
     ) -> usize {
         let deadline = deadline(timeout);
         let mut state = self.state();
@@ -367,7 +367,7 @@ impl Hub {
             }
             let acked = nodes(state.sessions.values().filter(|s| counts(s) && has_it(s)));
             let left = deadline.saturating_duration_since(Instant::now());
-            if acked >= count || left.is_zero() {
+            if acked >= count || left.is_zero() || gives_up(&state) {
                 break acked;
             }
             let waited = self.changed.wait_timeout(state, left);
@@ -443,7 +443,12 @@ impl Hub {
         self.state().upstream.term.max(term(line))
     }
 
-    /// A term was heard of.
+    /// Another data set has taken the place of the one whose terms were heard of.
+    pub(crate) fn forget_term(&self) {
+        self.state().upstream.term = 0;
+    }
+
+    /// A term was heard of, of the data set that is here.
     pub(crate) fn heard_term(&self, heard: u64) {
         let mut state = self.state();
         state.upstream.term = state.upstream.term.max(heard);

@@ -332,7 +332,8 @@ impl Primary {
     /// [promoted](Database::promote).
     ///
     /// # Errors
-    /// [`Error::NotAcked`] if the replica is not connected, is far behind or does not get there within `timeout`: nothing has happened.
+    /// [`Error::NotAcked`] if the replica is not connected, or not any more, or does not get there within `timeout`, as one in memory never does whose
+    /// primary is in a directory: nothing has happened.
     /// [`Error::NotDurable`]: nobody writes, until somebody is promoted. [`Error::ReadOnly`], [`Error::LogFailed`], [`Error::Closed`].
     pub fn hand_over(&self, to: [u8; 16], timeout: Duration) -> Result<Position> {
         /// Who is farther behind is waited for before writers are.
@@ -346,19 +347,17 @@ impl Primary {
         let missing = || Error::NotAcked { acked: 0, wanted: 1 };
         let near = Seq(commit.position().seq.0.saturating_sub(NEAR));
         let near = crate::replication::line::at(&commit.standing().lineage, near);
-        if !engine.hub.wait_for_node(&engine, to, near, AckLevel::Applied, left()) {
+        // What is never durable there is not found out while writers wait.
+        let level = engine.log().map_or(AckLevel::Applied, |_| AckLevel::Durable);
+        if !engine.hub.wait_for_node(&engine, to, near, level, left()) {
             return Err(missing());
         }
         let gate = Gate::shut(&engine);
         let last = commit.position();
-        let level = match engine.log() {
-            Some(log) => {
-                let synced = log.sync(commit, last.seq);
-                synced.map_err(|failure| Error::NotDurable { position: last, failure })?;
-                AckLevel::Durable
-            }
-            None => AckLevel::Applied,
-        };
+        if let Some(log) = engine.log() {
+            let synced = log.sync(commit, last.seq);
+            synced.map_err(|failure| Error::NotDurable { position: last, failure })?;
+        }
         if !engine.hub.wait_for_node(&engine, to, last, level, left()) {
             return Err(missing());
         }

@@ -415,7 +415,7 @@ impl SourceSession {
             match (way, feed) {
                 (CatchUp::NewHistory, _) => {
                     // What this run wrote since it was rolled back is another's from now on.
-                    commit.leave_history();
+                    commit.leave_history(HistoryId::own()?);
                     continue;
                 }
                 (CatchUp::Retry, _) => self.offer(ask.number, Plan::Retry),
@@ -506,8 +506,10 @@ impl SourceSession {
             sums.iter().fold(0_u64, |sum, of| sum.wrapping_add(of.totals.fingerprint))
         });
         let place = (ask.file_id, ask.next_block);
+        // As much of the disk as the log may take for who has not read it.
+        let spill = engine.log().map(|log| (log, engine.log_for_replicas()));
         let transfer =
-            Transfer::begin(pass, needs, place, (options, adapts), (&self.signal, engine.log()));
+            Transfer::begin(pass, needs, place, (options, adapts), (&self.signal, spill));
         self.offer(ask.number, Plan::Leaves);
         let mut payload = Vec::new();
         cut.encode(&mut payload);

@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::format::block::number;
@@ -33,8 +33,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A link that takes fewer bytes a second than this gets compressed blocks, if it is left to us: what gigabit Ethernet carries, and less than a
 /// replica takes that shares two processors with its source.
 const FAST: u64 = 120_000_000;
-/// A file without a name grows to so many bytes.
-const MOST_SPILLED: u64 = 16 << 30;
 /// What that is called where it fails.
 const NAMELESS: &str = "a file without a name";
 /// A link's speed is measured over so many bytes each time: more than wait in queues on the way.
@@ -69,21 +67,17 @@ pub(crate) struct Transfer {
 
 enum Way {
     /// Whoever sends encodes.
-    InTurn {
-        needed: Box<Needed>,
-        walk: Box<Walk<tree::LeafCopy>>,
-        progress: Progress,
-        ended: bool,
-    },
-    Aside(Arc<Queue>),
+    InTurn { needed: Box<Needed>, walk: Box<Walk<tree::LeafCopy>>, progress: Progress, ended: bool },
+    /// The pass and who encodes for it, until they have ended.
+    Aside(Arc<Queue>, Option<JoinHandle<()>>),
 }
 
 /// Pieces from those who encode to the one who sends.
 struct Queue {
     state: Mutex<Waiting>,
     begun: Instant,
-    /// Where what there is no room for goes.
-    spill: Option<Arc<Log>>,
+    /// Where what there is no room for goes, in a file that grows to so many bytes.
+    spill: Option<(Arc<Log>, u64)>,
     /// There is room, or nobody takes any more.
     room: Condvar,
     signal: Arc<Signal>,
@@ -147,7 +141,7 @@ impl Transfer {
         needs: Needs,
         (file_id, next_block): (FileId, u64),
         (options, adapts): (WriterOptions, bool),
-        (signal, spill): (&Arc<Signal>, Option<&Arc<Log>>),
+        (signal, spill): (&Arc<Signal>, Option<(&Arc<Log>, u64)>),
     ) -> Self {
         let needed = Needed { pass, needs };
         let way = match options.threads {
@@ -157,7 +151,10 @@ impl Transfer {
                 progress: Progress::default(),
                 ended: false,
             },
-            _ => Way::Aside(Queue::fill(needed, (options, adapts), signal, spill)),
+            _ => {
+                let (queue, thread) = Queue::fill(needed, (options, adapts), signal, spill);
+                Way::Aside(queue, Some(thread))
+            }
         };
         let (bytes, lens) = (Vec::new(), VecDeque::new());
         Transfer { way, file_id, next_block, blocks: 0, bytes, at: 0, lens }
@@ -183,7 +180,7 @@ impl Transfer {
                         Ok(())
                     })?;
                 }
-                Way::Aside(queue) => match queue.take()? {
+                Way::Aside(queue, _) => match queue.take()? {
                     Some(Some((encoded, of))) => {
                         *bytes = encoded;
                         lens.extend(of);
@@ -205,11 +202,13 @@ impl Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        if let Way::Aside(queue) = &self.way {
+        if let Way::Aside(queue, thread) = &mut self.way {
             // Relaxed: a wish, which orders nothing else.
             queue.progress.cancelled.store(true, Ordering::Relaxed);
             queue.state().is_left = true;
             queue.room.notify_all();
+            // A panic there is our bug; what it left behind is a state that was not sent.
+            let _ = thread.take().map(JoinHandle::join);
         }
     }
 }
@@ -225,12 +224,12 @@ impl Queue {
         needed: Needed,
         (options, adapts): (WriterOptions, bool),
         signal: &Arc<Signal>,
-        spill: Option<&Arc<Log>>,
-    ) -> Arc<Self> {
+        spill: Option<(&Arc<Log>, u64)>,
+    ) -> (Arc<Self>, JoinHandle<()>) {
         let queue = Arc::new(Self {
             state: Mutex::default(),
             begun: Instant::now(),
-            spill: spill.cloned(),
+            spill: spill.map(|(log, most)| (Arc::clone(log), most)),
             room: Condvar::new(),
             signal: Arc::clone(signal),
             progress: Progress { in_haste: adapts.into(), ..Progress::default() },
@@ -245,8 +244,8 @@ impl Queue {
             filled.signal.wake();
         };
         let thread = thread::Builder::new().name("stillframe-pass".into());
-        thread.spawn(run).expect("the system starts a thread");
-        queue
+        let thread = thread.spawn(run).expect("the system starts a thread");
+        (queue, thread)
     }
 
     fn state(&self) -> MutexGuard<'_, Waiting> {
@@ -266,9 +265,9 @@ impl Queue {
             // Who is fast is waited for.
             let may_spill = !self.progress.in_haste.load(Ordering::Relaxed) && !state.has_failed;
             match &self.spill {
-                Some(log) if may_spill && left.is_zero() => {
+                Some((log, most)) if may_spill && left.is_zero() => {
                     drop(state);
-                    let spilled = self.spill(log, &bytes);
+                    let spilled = self.spill(log, *most, &bytes);
                     state = self.state();
                     match spilled {
                         Ok(offset) => {
@@ -299,7 +298,7 @@ impl Queue {
     }
 
     /// Writes into the file, and tells where. Nobody else does.
-    fn spill(&self, log: &Log, bytes: &[u8]) -> Result<u64> {
+    fn spill(&self, log: &Log, most: u64, bytes: &[u8]) -> Result<u64> {
         let (file, offset) = {
             let state = self.state();
             let last = state.pieces.iter().rev().find_map(|piece| match piece.bytes {
@@ -316,7 +315,7 @@ impl Queue {
             }
         };
         let told = |source| Error::io("write", Path::new(NAMELESS), source);
-        if offset.saturating_add(bytes.len() as u64) > MOST_SPILLED {
+        if offset.saturating_add(bytes.len() as u64) > most {
             return Err(told(io::ErrorKind::StorageFull.into()));
         }
         write_all_at(&*file, bytes, offset).map_err(told)?;

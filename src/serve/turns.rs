@@ -303,6 +303,11 @@ impl Database {
         replicas.into_iter().map(|replica| replica.node).collect()
     }
 
+    /// Who it is for others.
+    pub fn node(&self) -> [u8; 16] {
+        self.engine().node
+    }
+
     /// The last step of [`Primary::hand_over`](crate::Primary::hand_over) alone.
     ///
     /// # Errors

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillframe::simulation::SimDisk;
@@ -423,7 +423,7 @@ fn a_primary_that_went_back_is_refused() {
     let films = a.keyspace("films").unwrap();
     films.insert("k", "v").unwrap();
     a.persist(Durability::Sync).unwrap();
-    let backup = disk.crash(1);
+    let backups = [disk.crash(1), disk.crash(1)];
     let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
     let b = Database::in_memory();
     let replica = b.follow(within(&primary)).unwrap();
@@ -435,16 +435,44 @@ fn a_primary_that_went_back_is_refused() {
     until(&replica, "told what is durable", |status| status.durable >= a.seq());
     replica.stop();
     let position = b.position();
-    let restored = on(&backup);
+    let restored = on(&backups[0]);
     restored.keyspace("films").unwrap().insert("k", "another").unwrap();
-    let primary = restored.serve_replicas(PrimaryOptions::new()).unwrap();
-    let replica = b.follow(within(&primary)).unwrap();
+    // Whoever is the primary just then.
+    let current = Arc::new(Mutex::new(None));
+    *current.lock().unwrap() = Some(restored.serve_replicas(PrimaryOptions::new()).unwrap());
+    let links = Arc::clone(&current);
+    let source = ReplicaSource::links(move || {
+        let (ours, theirs) = Link::pair();
+        links.lock().unwrap().as_ref().expect("a primary").attach(theirs);
+        Ok(ours)
+    });
+    let replica = b.follow(source).unwrap();
     assert!(matches!(refused(&replica), SyncRefused::WentBack { .. }));
     assert_eq!(b.position(), position);
     replica.resync();
     reaches(&replica, &restored);
     same(&restored, &b);
-    assert_eq!(replica.status().counts.rewind, 1);
+    let status = until(&replica, "streaming", |status| status.state == ReplicaState::Streaming);
+    assert_eq!(status.counts.rewind, 1);
+    // It is behind nothing: what it had was of higher numbers.
+    assert_eq!((status.lag, status.source_seq), (0, restored.seq()));
+    // What is permitted while there is nothing to refuse is permitted for nothing that comes later.
+    replica.resync();
+    let wrote = restored.position();
+    restored.persist(Durability::Sync).unwrap();
+    restored.keyspace("films").unwrap().insert("later", "v").unwrap();
+    restored.persist(Durability::Sync).unwrap();
+    reaches(&replica, &restored);
+    until(&replica, "told what is durable", |status| status.durable >= restored.seq());
+    let position = b.position();
+    assert!(position.seq > wrote.seq);
+    current.lock().unwrap().take().expect("a primary").shutdown();
+    let again = on(&backups[1]);
+    again.keyspace("films").unwrap().insert("k", "yet another").unwrap();
+    let primary = again.serve_replicas(PrimaryOptions::new()).unwrap();
+    *current.lock().unwrap() = Some(primary);
+    assert!(matches!(refused(&replica), SyncRefused::WentBack { .. }));
+    assert_eq!(b.position(), position);
 }
 
 /// C8: an acknowledgement counts for the batch it names and for no other.
@@ -678,4 +706,36 @@ fn a_directory_tells_what_it_holds_while_it_is_open() {
     assert!(after.term > before.term && after.writer == info.node);
     assert_eq!(before.end.0 + 1, after.start.0);
     assert!(matches!(DirectoryInfo::read(dir.file("none")), Err(Error::Io { .. })));
+}
+
+/// C7: a replica that has gone, or that can't keep anything on a disk, is not waited for while writers wait.
+#[test]
+fn a_hand_over_to_who_can_not_take_it_ends_at_once() {
+    let a = on(&SimDisk::new());
+    let films = a.keyspace("films").unwrap();
+    films.insert("k", "v").unwrap();
+    let primary = a.serve_replicas(PrimaryOptions::new()).unwrap();
+    let b = on(&SimDisk::new());
+    let replica = b.follow(within(&primary)).unwrap();
+    reaches(&replica, &a);
+    let node = primary.replicas()[0].node;
+    replica.stop();
+    while !primary.replicas().is_empty() {
+        std::thread::yield_now();
+    }
+    let began = Instant::now();
+    assert!(matches!(primary.hand_over(node, LONG), Err(Error::NotAcked { .. })));
+    assert!(began.elapsed() < LONG / 2);
+    // In memory: writers go on while that is found out.
+    let c = Database::in_memory();
+    reaches(&c.follow(within(&primary)).unwrap(), &a);
+    let node = primary.replicas()[0].node;
+    std::thread::scope(|scope| {
+        let handing = scope.spawn(|| primary.hand_over(node, Duration::from_millis(500)));
+        while !handing.is_finished() {
+            films.insert("k", "w").unwrap();
+        }
+        assert!(matches!(handing.join().unwrap(), Err(Error::NotAcked { .. })));
+    });
+    assert_eq!(a.role(), Role::Primary);
 }

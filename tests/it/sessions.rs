@@ -798,3 +798,88 @@ fn a_source_that_is_rewound_while_it_sends_sends_one_state() {
         same(&d, &e);
     }
 }
+
+/// A node had followed a cluster with a high term, and was told to give that up for another, whose data set it has now: the terms of the one say nothing in the other.
+/// (It told them all the same, and the innocent primary took no more writes.)
+#[test]
+fn a_term_of_another_data_set_fences_nobody() {
+    let (a, b, r) = (filled(10), filled(20), replica());
+    for _ in 0..3 {
+        b.begin_following().unwrap();
+        b.promote().unwrap();
+    }
+    Pair::new(&b, &r, KeptState::default()).settle(&b, &r);
+    let (ended, mut kept) = ends(&a, &r, KeptState::default());
+    assert!(is_refused(&ended, SyncRefused::Stranger), "{ended:?}");
+    kept.allow_discard();
+    for _ in 0..3 {
+        let mut pair = Pair::new(&a, &r, kept);
+        pair.settle(&a, &r);
+        kept = pair.replica.into_kept();
+    }
+    assert_eq!(a.role(), Role::Primary);
+    same(&a, &r);
+}
+
+/// C7: it was handed over to a replica that came to a stop before it could write: it does once it is back, though nothing is to come any more.
+#[test]
+fn what_was_handed_over_is_taken_however_late() {
+    let (disk, other) = (SimDisk::new(), SimDisk::new());
+    let (a, b) = (on(&disk), on(&other));
+    b.begin_following().unwrap();
+    fill(&a, 0..10);
+    let mut pair = Pair::new(&a, &b, KeptState::default());
+    pair.settle(&a, &b);
+    let handed = a.hand_to(b.node()).unwrap();
+    // It has the record, and can't say that it has it.
+    other.inject(DiskFault::error(5).on(CallKind::SyncData).forever());
+    let ended = (0..100).find_map(|_| pair.turn(usize::MAX).err());
+    assert!(ended.is_some() && b.role() == Role::Replica, "{ended:?}");
+    drop(pair);
+    other.clear_faults();
+    let ended = b.close();
+    drop((ended, b));
+    // Killed: what it wrote is there.
+    let b = on(&other);
+    assert_eq!(b.position(), handed);
+    b.begin_following().unwrap();
+    let (ended, _) = ends(&a, &b, KeptState::default());
+    assert!(format!("{ended:?}").contains("Promoted"), "{ended:?}");
+    assert_eq!((a.role(), b.role()), (Role::Replica, Role::Primary));
+    fill(&b, 0..1);
+    a.begin_following().unwrap();
+    Pair::new(&b, &a, KeptState::default()).settle(&b, &a);
+    same(&a, &b);
+}
+
+/// (B17) A replica in the middle of a backlog knows of what it has that it is durable at its primary: when that comes back without it, it asks.
+#[test]
+fn who_is_behind_knows_what_is_durable_too() {
+    let disk = SimDisk::new();
+    let a = on(&disk);
+    let b = replica();
+    fill(&a, 0..300);
+    a.persist(Durability::Sync).unwrap();
+    let patient = TurnOptions { timeout_ms: 100_000, ..options() };
+    let mut pair = Pair::with(&a, &b, KeptState::default(), (&patient, &patient));
+    pair.settle(&a, &b);
+    let image = disk.fork();
+    let films = a.keyspace("films").unwrap();
+    for n in 0..400_u32 {
+        films.insert(n.to_be_bytes(), vec![7; 1_000]).unwrap();
+        if n % 50 == 49 {
+            a.persist(Durability::Sync).unwrap();
+        }
+    }
+    while b.seq().0 < 500 {
+        pair.now_ms += 1;
+        pair.turn(2_000).unwrap();
+    }
+    assert!(b.seq() < a.seq());
+    drop(pair);
+    let back = on(&image);
+    fill(&back, 0..3);
+    let (ended, _) = ends(&back, &b, KeptState::default());
+    let is_asked = matches!(ended, Some(SessionEnded::Refused(SyncRefused::WentBack { .. })));
+    assert!(is_asked, "{ended:?}, {} {}", b.position(), back.position());
+}

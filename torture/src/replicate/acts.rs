@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use stillframe::simulation::{KeptState, SimDisk};
+use stillframe::simulation::{KeptState, SessionEnd, SimDisk};
 use stillframe::{
     AckLevel, Database, Durability, Position, SaveOptions, Seq, SyncRefused, WriteOptions,
 };
 
-use super::network::Side;
+use super::network::{Link, Side};
 use super::oracle::{self, Content, Entry};
 use super::world::{Outcome, World};
 
@@ -47,8 +47,9 @@ impl World {
             60..66 => self.follow_another(),
             66..69 => self.kill(),
             69..74 => self.power_cut(),
-            74..77 => self.promote(),
-            77..80 => self.demote(),
+            74..76 => self.promote(),
+            76..78 => self.hand_over(),
+            78..80 => self.demote(),
             80..82 => self.copy(),
             82..84 => self.image(),
             84..87 => self.hold_still(),
@@ -184,6 +185,40 @@ impl World {
         self.truth
             .committed(db, writer, before, &Rc::new(content), is_promotion)
             .map_err(|what| format!("node {n}: {what}"))?;
+        self.check(n)
+    }
+
+    /// A planned change of the primary, from where the replica has everything: it writes once it hears of it, now or much later.
+    fn hand_over(&mut self) -> Outcome {
+        let is_fit = |w: &Self, n: usize| {
+            let has_all = |link: &Link| {
+                let (source, replica) = (&w.nodes[n], &w.nodes[link.replica]);
+                let has_it = replica.disk.is_none() || replica.durable_seq() >= source.position.seq;
+                let is_streaming = link.replica_end.as_ref().is_some_and(SessionEnd::is_streaming);
+                link.source == n && is_streaming && replica.position == source.position && has_it
+            };
+            w.writable(n) && w.nodes[n].position.seq > Seq(0) && w.links.iter().any(has_all)
+        };
+        let Some(n) = self.pick(is_fit) else { return Ok(()) };
+        let at = self.nodes[n].position;
+        let has_it = |link: &&Link| {
+            let replica = &self.nodes[link.replica];
+            let has_it = replica.disk.is_none() || replica.durable_seq() >= at.seq;
+            link.source == n && replica.position == at && has_it
+        };
+        let Some(to) = self.links.iter().find(has_it).map(|link| link.replica) else {
+            return Ok(());
+        };
+        let db = self.nodes[n].db.clone().ok_or("it is down")?;
+        let other = self.nodes[to].db.as_ref().ok_or("it is down")?.node();
+        let content = Rc::clone(&self.nodes[n].fact.content);
+        db.hand_to(other).map_err(told)?;
+        self.truth
+            .committed(&db, self.nodes[to].writer, at, &content, true)
+            .map_err(|what| format!("node {n} hands over: {what}"))?;
+        self.nodes[n].is_meant = false;
+        self.counts.handed += 1;
+        self.say(format!("node {n} hands over to {to}, at {}", db.position()));
         self.check(n)
     }
 

@@ -76,18 +76,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     });
     let Sums { counts, violations } = sums.into_inner().unwrap_or_default();
-    let Counts { full, delta, rewind, partial, refused, promises } = counts;
+    let Counts { full, delta, rewind, partial, refused, promises, handed } = counts;
     let seconds = began.elapsed().as_secs_f64();
     if options.json {
         let report = serde_json::json!({
             "seeds": seeds, "violations": violations.len(), "full": full, "delta": delta + rewind,
-            "partial": partial, "rewind": rewind, "refused": refused, "promises": promises,
+            "partial": partial, "rewind": rewind, "refused": refused, "promises": promises, "handed": handed,
             "seed": first, "seconds": seconds, "found": violations,
         });
         println!("{report}");
     } else {
         println!(
-            "{seeds} seeds from {first} in {seconds:.0} s: {} violations; {full} full, {} delta ({rewind} of them rewinds), {partial} partial, {refused} refused, {promises} promises",
+            "{seeds} seeds from {first} in {seconds:.0} s: {} violations; {full} full, {} delta ({rewind} of them rewinds), {partial} partial, {refused} refused, {promises} promises, {handed} handed over",
             violations.len(),
             delta + rewind,
         );
@@ -103,6 +103,7 @@ impl Counts {
         self.partial += other.partial;
         self.refused += other.refused;
         self.promises += other.promises;
+        self.handed += other.handed;
     }
 }
 
@@ -225,6 +226,12 @@ impl World {
             } else if self.now > was_primary + 1_000 {
                 // It has met what outranks it: it is to be beyond that.
                 self.promote_node(primary)?;
+            }
+            // Who heard only now that it was handed over to is not needed any more.
+            for n in (0..self.nodes.len()).filter(|n| *n != primary) {
+                if self.nodes[n].follows.is_none() {
+                    self.follow(n, primary, false)?;
+                }
             }
             // Who has lost batches of its own may write on without them.
             let lost = |node: &Node| node.last_refusal == Some(SyncRefused::SourceLostData);

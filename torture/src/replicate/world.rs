@@ -26,6 +26,7 @@ pub(crate) struct Counts {
     pub(crate) partial: u64,
     pub(crate) refused: u64,
     pub(crate) promises: u64,
+    pub(crate) handed: u64,
 }
 
 /// A node: a database, or where one was and will be.
@@ -442,6 +443,11 @@ impl World {
             SessionEnded::Other(what) => what.clone(),
             other => format!("{other:?}"),
         };
+        if what.starts_with("Promoted") {
+            // It was handed over to.
+            let node = &mut self.nodes[n];
+            (node.follows, node.is_meant, node.in_touch) = (None, true, true);
+        }
         self.say(format!("session of node {n} with {other} ends: {what}"));
         let is_fault = what.contains("Differs") || what.contains("Failed(");
         match is_fault && !what.contains("Bye") {
