@@ -13,13 +13,14 @@ use crate::database::Engine;
 use crate::error::SyncRefused;
 use crate::follow::spool::{Spool, needs_of};
 use crate::format::record::{RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use crate::format::snapshot::Span;
 use crate::format::wire::{
     Ack, Ask, Backlog, Beat, Bye, CutMessage, End, Hello, Mark, MessageKind, Offer, Plan, Reason,
 };
 use crate::install::Arrival;
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
-use crate::replication::catch_up::{Replica, batches_beyond, consent};
+use crate::replication::catch_up::{Consent, Replica, batches_beyond, consent};
 use crate::replication::framing::Sealer;
 use crate::replication::line::{self, fork, has, term};
 use crate::replication::needs::{Need, Needs};
@@ -288,23 +289,8 @@ impl ReplicaSession {
         if source.node == engine.node || is_cycle {
             return Err(self.refuse(SyncRefused::Cycle));
         }
-        let known = self.hub.term(&own.lineage);
         let is_same = source.dataset == engine.dataset();
-        let durable = self.heard_durable(&own).max(written_durably(engine, &own));
-        let replica = Replica {
-            line: &own.lineage,
-            term: known,
-            durable,
-            holds_data: own.totals.records > 0,
-        };
-        // Another data set has nothing in common, whatever it says.
-        let line = if is_same || own.lineage.is_empty() { &source.lineage[..] } else { &[] };
-        let has_written = batches_beyond(&own.lineage, Seq(0)) > 0;
-        let agreed = match !is_same && has_written {
-            true => Err(SyncRefused::Stranger),
-            false => consent(&replica, line),
-        };
-        match agreed {
+        match self.agree(engine, &own, is_same, &source.lineage) {
             // What was permitted was for a source that needs it.
             Ok(_) => self.kept.may_discard = false,
             Err(refused) if !self.kept.may_discard => return Err(self.refuse(refused)),
@@ -328,6 +314,27 @@ impl ReplicaSession {
         }
         self.source = Some(source);
         self.ask(engine, now_ms)
+    }
+
+    /// Whether what is here and not on that line may go.
+    fn agree(
+        &self,
+        engine: &Engine,
+        own: &Standing,
+        is_same: bool,
+        line: &[Span],
+    ) -> std::result::Result<Consent, SyncRefused> {
+        if !is_same && batches_beyond(&own.lineage, Seq(0)) > 0 {
+            return Err(SyncRefused::Stranger);
+        }
+        let replica = Replica {
+            line: &own.lineage,
+            term: self.hub.term(&own.lineage),
+            durable: self.heard_durable(own).max(written_durably(engine, own)),
+            holds_data: own.totals.records > 0,
+        };
+        // Another data set has nothing in common, whatever it says.
+        consent(&replica, if is_same || own.lineage.is_empty() { line } else { &[] })
     }
 
     fn heard_durable(&self, own: &Standing) -> Seq {
@@ -428,6 +435,13 @@ impl ReplicaSession {
         if self.fork.is_some() && at != self.fork {
             self.say_hello(engine);
             return Ok(());
+        }
+        // What it has written since may be what forbids it.
+        let is_same = self.source.as_ref().is_some_and(|source| source.dataset == engine.dataset());
+        if let Err(refused) = self.agree(engine, &own, is_same, &cut.lineage)
+            && !self.kept.may_discard
+        {
+            return Err(self.refuse(refused));
         }
         self.caught_up = Some(match self.fork {
             Some(_) if self.kept.doubt == Doubt::Somewhere => SyncKind::Repair,

@@ -25,6 +25,8 @@ use crate::serve::signal::Signal;
 /// Read at once, and chunks of it that may wait.
 const CHUNK: usize = 64 << 10;
 const CHUNKS: usize = 16;
+/// Read at once of who has proven nothing: all that he has to say for that, or all but.
+const FIRST_CHUNK: usize = 128;
 /// After something was said or heard so long, more is expected soon.
 const ACTIVE: Duration = Duration::from_millis(5);
 
@@ -130,12 +132,16 @@ pub(crate) fn drive<M: Machine + 'static>(
     *lock(&how.stop.now) = Some((closer.clone(), Arc::clone(signal)));
     let (hand_over, chunks) = bounded(CHUNKS);
     let (give_back, spent) = bounded(CHUNKS);
-    let reading = spawn("stillframe-read", move || read(reader, &hand_over, &spent));
+    let has_met = Arc::new(AtomicBool::new(false));
+    let met = Arc::clone(&has_met);
+    let reading = spawn("stillframe-read", move || read(reader, &met, &hand_over, &spent));
     let chunks = Chunks { chunks, give_back };
     let secrets = Secrets { binding, ..how.secrets.clone() };
     let (machine, end) = match meet(&secrets, how, &chunks, &mut *writer) {
         Err(end) => (None, end),
         Ok((sealer, opener)) => {
+            // Relaxed: nothing is read that was written before.
+            has_met.store(true, Ordering::Relaxed);
             let mut machine = begin();
             machine.heard(uptime_ms());
             let shared = Arc::new(Shared {
@@ -189,12 +195,13 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 /// Reads until the link ends, or nobody takes what was read.
 fn read(
     mut reader: Box<dyn Read + Send>,
+    has_met: &AtomicBool,
     hand_over: &Sender<io::Result<Vec<u8>>>,
     spent: &Receiver<Vec<u8>>,
 ) {
     loop {
         let mut chunk = spent.try_recv().unwrap_or_default();
-        chunk.resize(CHUNK, 0);
+        chunk.resize(if has_met.load(Ordering::Relaxed) { CHUNK } else { FIRST_CHUNK }, 0);
         let read = match reader.read(&mut chunk) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             read => read,
@@ -530,6 +537,45 @@ mod tests {
             }
             // Who was done first said goodbye.
             assert!(done.iter().any(|(machine, _)| machine.as_ref().unwrap().done == 5));
+        }
+    }
+
+    /// Gives whatever is asked for until it is closed, and notes the most.
+    struct Flood(Arc<Mutex<(usize, usize)>>, Arc<AtomicBool>);
+
+    impl Read for Flood {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            if self.1.load(Ordering::Relaxed) {
+                return Ok(0);
+            }
+            let mut seen = lock(&self.0);
+            *seen = (seen.0.max(buf.len()), seen.1 + buf.len());
+            buf.fill(7);
+            Ok(buf.len())
+        }
+    }
+
+    /// C12: who has proven nothing has no more than 4 KiB taken in for him, however much he says.
+    #[test]
+    fn a_stranger_is_read_sparingly() {
+        for keys in [Vec::new(), vec![crate::LinkKey::new([3; 32])]] {
+            let seen = Arc::new(Mutex::new((0, 0)));
+            let (closed, flood) = (Arc::new(AtomicBool::new(false)), Arc::clone(&seen));
+            let flood = Flood(flood, Arc::clone(&closed));
+            let close = move || closed.store(true, Ordering::Relaxed);
+            let link = Link::new(flood, io::sink(), close);
+            let how = Drive {
+                side: Side::Server,
+                secrets: Secrets { keys, binding: [0; 32] },
+                timeout: LIMIT,
+                beat: LIMIT / 10,
+                max_body_len: 0,
+                stop: Arc::default(),
+            };
+            let (machine, end) = drive(link, &how, &Arc::default(), || Worker::new(LIMIT));
+            assert!(machine.is_none() && matches!(end, LinkEnd::Fault(_)), "{end:?}");
+            let (most, all) = *lock(&seen);
+            assert!(most <= 128 && all <= 4 << 10, "{most} {all}");
         }
     }
 }

@@ -120,7 +120,7 @@ impl PrimaryOptions {
         self
     }
 
-    /// So many connections may have proven nothing yet; one more is closed at once. Default 16. Two threads, a buffer of 64 KiB and
+    /// So many connections may have proven nothing yet; one more is closed at once. Default 16. Two threads and
     /// at most 4 KiB of what came are spent on each, for no longer than [`timeout`](Self::timeout).
     #[must_use]
     pub fn max_pending_handshakes(mut self, most: usize) -> Self {

@@ -883,3 +883,40 @@ fn who_is_behind_knows_what_is_durable_too() {
     let is_asked = matches!(ended, Some(SessionEnded::Refused(SyncRefused::WentBack { .. })));
     assert!(is_asked, "{ended:?}, {} {}", b.position(), back.position());
 }
+
+/// Whether to give up what it has was decided by what the source was when it said hello: a restored backup wrote after that, before its cut, and nobody asked though there
+/// were two writers of one term.
+#[test]
+fn what_a_source_writes_after_its_hello_counts_too() {
+    let mut refused = 0;
+    for turns in 0..10 {
+        let disk = SimDisk::new();
+        let (a, b) = (on(&disk), replica());
+        fill(&a, 0..100);
+        a.persist(Durability::Sync).unwrap();
+        a.backup("/copy").unwrap();
+        let copy = Database::builder().disk(disk.clone()).manual_log().open("/copy").unwrap();
+        fill(&a, 0..50);
+        Pair::new(&a, &b, KeptState::default()).settle(&a, &b);
+        let (had, fork) = (b.position(), copy.position());
+        let mut pair = Pair::new(&copy, &b, KeptState::default());
+        (0..turns).for_each(|_| pair.turn(usize::MAX).unwrap());
+        // What is here may go, as long as that is no more than an unsynced end that its writer has lost.
+        fill(&copy, 0..1);
+        let mut was_there = false;
+        let ended = (0..5_000).find_map(|_| {
+            let ended = pair.turn(40).err();
+            was_there |= b.position() == fork;
+            ended
+        });
+        if is_refused(&ended, SyncRefused::SplitBrain { fork: fork.seq }) {
+            refused += 1;
+            assert_eq!(b.position(), had);
+        } else {
+            // The cut was taken before: the record came after it.
+            assert!(was_there && refused > 0, "{turns} turns, {refused} refused: {ended:?}");
+            return;
+        }
+    }
+    panic!("it never came to a cut");
+}
