@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,270 +21,24 @@ use crate::roles::Attendant;
 use crate::serve::drive::{Chore, Drive, LinkEnd, Machine, Stop, drive};
 use crate::serve::hub::{SyncCounts, SyncKind, lasts};
 use crate::serve::session::{Ended, Filled, SessionLimits, Step};
-use crate::serve::short;
 use crate::serve::signal::Signal;
-use crate::{Error, Fault, LinkKey, Result};
+use crate::{Error, Result};
+
+pub use self::source::{ReplicaSource, StalePolicy};
+pub use self::status::{LinkLost, ReplicaState, ReplicaStatus};
+use self::status::{fault_told, told};
 
 mod build;
 pub(crate) mod session;
+mod source;
 pub(crate) mod spool;
+mod status;
 #[cfg(test)]
 mod tests;
 
 /// After a link that was lost so long passes before the next, twice as long after each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-
-/// What a replica does with reads while it has not what its source has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StalePolicy {
-    /// Answers them from what it has: one state of its primary, if an old one.
-    #[default]
-    Serve,
-    /// Refuses them with [`Error::Stale`], unless it was up to date within so long.
-    Refuse {
-        /// So long after it last was.
-        after: Duration,
-    },
-}
-
-/// Where a replica finds its source, and how it follows it.
-#[derive(Clone)]
-pub struct ReplicaSource {
-    connect: Arc<Connect>,
-    place: String,
-    keys: Vec<LinkKey>,
-    beat: Duration,
-    timeout: Duration,
-    threads: usize,
-    name: String,
-    stale: StalePolicy,
-    drops_first: bool,
-    tell: Option<Arc<Tell>>,
-}
-
-type Connect = dyn Fn(Duration) -> io::Result<Link> + Send + Sync;
-type Tell = dyn Fn(&ReplicaStatus) + Send + Sync;
-
-impl ReplicaSource {
-    fn new(
-        place: String,
-        connect: impl Fn(Duration) -> io::Result<Link> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            connect: Arc::new(connect),
-            place,
-            keys: Vec::new(),
-            beat: Duration::from_secs(1),
-            timeout: Duration::from_secs(10),
-            threads: thread::available_parallelism().map_or(1, usize::from).min(4),
-            name: String::new(),
-            stale: StalePolicy::Serve,
-            drops_first: false,
-            tell: None,
-        }
-    }
-
-    /// A node that listens on a TCP address, such as `"10.0.0.7:7878"`.
-    pub fn tcp(address: impl Into<String>) -> Self {
-        let address = address.into();
-        Self::new(address.clone(), move |timeout| Link::connect_tcp(&address, timeout))
-    }
-
-    /// A node that listens on a Unix socket.
-    pub fn unix(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        Self::new(path.display().to_string(), move |_| Link::connect_unix(&path))
-    }
-
-    /// A node that `connect` makes links to, each time there is none: within the process, over TLS, whatever carries bytes.
-    pub fn links(connect: impl Fn() -> io::Result<Link> + Send + Sync + 'static) -> Self {
-        Self::new("links of the caller's".into(), move |_| connect())
-    }
-
-    /// Both sides prove to each other that they have this key, and every frame by it.
-    #[must_use]
-    pub fn key(mut self, key: LinkKey) -> Self {
-        self.keys = vec![key];
-        self
-    }
-
-    /// Says so often that it is there; default 1 s.
-    #[must_use]
-    pub fn heartbeat(mut self, every: Duration) -> Self {
-        self.beat = every.max(Duration::from_millis(1));
-        self
-    }
-
-    /// A source that says nothing for so long is lost, and connecting may take so long; default 10 s.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout.max(Duration::from_millis(1));
-        self
-    }
-
-    /// So many threads build leaves of what comes in a full sync; default: as many as there are processors, 4 at the most.
-    #[must_use]
-    pub fn decoding_threads(mut self, threads: usize) -> Self {
-        self.threads = threads.max(1);
-        self
-    }
-
-    /// What the replica calls itself, for people.
-    #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = short(name.into());
-        self
-    }
-
-    /// What is done with reads while it has not what its source has; default [`StalePolicy::Serve`].
-    #[must_use]
-    pub fn stale_policy(mut self, policy: StalePolicy) -> Self {
-        self.stale = policy;
-        self
-    }
-
-    /// Lets go of what it has before a full sync, instead of keeping it until the new state is whole: for who has no memory for both. Reads are refused with
-    /// [`Error::Stale`] meanwhile, whatever the policy; stills that are held keep what they show. Deltas go as ever. Default: no.
-    ///
-    /// A crash in between leaves an empty directory, which whoever opens it without following may write to, and so does [`stop`](Replica::stop): that is not
-    /// to be promoted.
-    #[must_use]
-    pub fn drop_first(mut self, drop: bool) -> Self {
-        self.drops_first = drop;
-        self
-    }
-
-    /// Told of every change of [`state`](ReplicaStatus::state), on the thread that follows: it must not wait for that.
-    #[must_use]
-    pub fn on_change(mut self, tell: impl Fn(&ReplicaStatus) + Send + Sync + 'static) -> Self {
-        self.tell = Some(Arc::new(tell));
-        self
-    }
-}
-
-impl fmt::Debug for ReplicaSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplicaSource").field("place", &self.place).finish_non_exhaustive()
-    }
-}
-
-/// What a replica is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ReplicaState {
-    /// It looks for its source, or waits before it does again.
-    Connecting,
-    /// Both say who they are, and how to go on.
-    Meeting,
-    /// Leaves come.
-    Receiving,
-    /// Records come as they are written.
-    Streaming,
-    /// The source can't tell yet how to go on.
-    Waiting,
-    /// A rule forbids to follow this source: [`Replica::resync`] decides.
-    Refused,
-    /// It follows no more.
-    Stopped,
-}
-
-/// Why the last link of a replica ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LinkLost {
-    /// No connection could be made.
-    Unreachable(String),
-    /// The connection was lost.
-    Lost(String),
-    /// The source said nothing for too long.
-    Silent,
-    /// The source has not proven the key.
-    NoProof,
-    /// What came makes no sense, or the source said so of what it got.
-    Protocol(String),
-    /// The source stops.
-    Stopping,
-    /// The source has handed over: this is the primary now.
-    HandedOver,
-    /// The source has heard of another that was promoted, and is no primary any more.
-    Fenced,
-    /// What came, and what is here, do not add up: what is here is fetched anew.
-    Differs(Option<Fault>),
-    /// It does not follow by itself.
-    Refused(SyncRefused),
-    /// Something failed here.
-    Failed(String),
-    /// The source said that it can't.
-    SourceFailed,
-    /// The source takes no more replicas just now.
-    Busy,
-    /// The source sends longer records than are taken here.
-    TooLarge,
-}
-
-impl fmt::Display for LinkLost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LinkLost::Unreachable(error) => write!(f, "the source can't be reached: {error}"),
-            LinkLost::Lost(error) => write!(f, "the link was lost: {error}"),
-            LinkLost::Silent => f.write_str("nothing was heard for too long"),
-            LinkLost::NoProof => f.write_str("the two sides have not proven the same key"),
-            LinkLost::Protocol(what) => write!(f, "what came makes no sense: {what}"),
-            LinkLost::Stopping => f.write_str("the source stopped"),
-            LinkLost::HandedOver => f.write_str("the source handed over: this is the primary now"),
-            LinkLost::Fenced => {
-                f.write_str("the source is no primary any more: another was promoted")
-            }
-            LinkLost::Differs(Some(fault)) => {
-                write!(f, "what came does not fit what is here: {fault}")
-            }
-            LinkLost::Differs(None) => f.write_str("what came does not fit what is here"),
-            LinkLost::Refused(why) => write!(f, "it does not follow: {why}"),
-            LinkLost::Failed(error) => write!(f, "it failed here: {error}"),
-            LinkLost::SourceFailed => f.write_str("it failed at the source"),
-            LinkLost::Busy => f.write_str("the source takes no more replicas just now"),
-            LinkLost::TooLarge => f.write_str("the source's batches are too large to be taken"),
-        }
-    }
-}
-
-/// How a replica is doing.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ReplicaStatus {
-    /// What it is doing.
-    pub state: ReplicaState,
-    /// Where its source is.
-    pub source: String,
-    /// Its last batch.
-    pub position: Position,
-    /// The last batch of its source, as that last said.
-    pub source_seq: Seq,
-    /// The last batch that the primary has said is durable there.
-    pub durable: Seq,
-    /// Batches that the source has and it hasn't.
-    pub lag: u64,
-    /// Bytes of the log that the source has not sent yet, as it said last.
-    pub lag_bytes: u64,
-    /// Growing as it does, the source's log drops after so long what it has not sent yet: who comes back later gets leaves instead of records. `None` while
-    /// it does not grow, or nothing is known.
-    pub log_lasts: Option<Duration>,
-    /// How old what it has is, in milliseconds: by the primary's clock, or since that was last in touch, with this node or with those between the two. 0 while
-    /// it has all. `None` before anything was heard.
-    pub lag_ms: Option<u64>,
-    /// How it caught up last.
-    pub caught_up: Option<SyncKind>,
-    /// How often it caught up in which way.
-    pub counts: SyncCounts,
-    /// Links that it had.
-    pub links: u64,
-    /// Why the last one ended.
-    pub last_end: Option<LinkLost>,
-    /// Bytes that came of a state that is not whole yet.
-    pub received_bytes: u64,
-}
 
 /// A database that follows another, until it is stopped, promoted or closed.
 #[derive(Clone)]
@@ -702,31 +455,6 @@ impl Following {
             (_, LinkEnd::Session(Ended::Bye(bye))) => told(bye, None),
         };
         Some((kept, end))
-    }
-}
-
-fn fault_told(fault: &crate::replication::framing::LinkFault) -> LinkLost {
-    use crate::replication::framing::LinkFault;
-    match fault {
-        LinkFault::NoProof => LinkLost::NoProof,
-        fault => LinkLost::Protocol(fault.to_string()),
-    }
-}
-
-fn told(bye: Bye, fault: Option<Fault>) -> LinkLost {
-    match bye.reason {
-        Reason::Stopping | Reason::Moved => LinkLost::Stopping,
-        Reason::Differs => LinkLost::Differs(fault),
-        Reason::Cycle => LinkLost::Refused(SyncRefused::Cycle),
-        Reason::Busy => LinkLost::Busy,
-        Reason::Fenced => LinkLost::Fenced,
-        Reason::Silent => LinkLost::Silent,
-        Reason::Failed => LinkLost::SourceFailed,
-        Reason::TooLarge => LinkLost::TooLarge,
-        reason => LinkLost::Protocol(match fault {
-            Some(fault) => fault.to_string(),
-            None => format!("{reason:?}").to_lowercase(),
-        }),
     }
 }
 
