@@ -403,14 +403,15 @@ impl World {
         let node = &mut self.nodes[n];
         if node.images.is_empty() || self.random.one_in(2) {
             let disk = node.disk.as_ref().map(SimDisk::fork);
-            node.images.extend(disk.map(|disk| (disk, node.dir.clone())));
+            node.images.extend(disk.map(|disk| (disk, node.dir.clone(), node.writer)));
             self.say(format!("the disk of node {n} is copied"));
             return Ok(());
         }
-        let (disk, dir) = node.images[0].clone();
+        let (disk, dir, writer) = node.images[0].clone();
         drop(self.stop(n, true));
         let node = &mut self.nodes[n];
         (node.disk, node.dir, node.has_spool) = (Some(disk.fork()), dir, true);
+        node.writer = writer;
         self.has_restored = true;
         self.say(format!("node {n} gets a disk back that it had"));
         self.start(n, Position::default())

@@ -63,8 +63,8 @@ pub(crate) struct Node {
     applied: HashMap<HistoryId, Seq>,
     /// Stills, each of what was there when it was taken.
     pub(crate) stills: Vec<(Snapshot, Fact)>,
-    /// Copies of its disk as it once was.
-    pub(crate) images: Vec<(SimDisk, String)>,
+    /// Copies of its disk as it once was, and who signed there.
+    pub(crate) images: Vec<(SimDisk, String, u64)>,
     pub(crate) last_refusal: Option<stillframe::SyncRefused>,
 }
 
