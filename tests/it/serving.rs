@@ -255,7 +255,7 @@ fn a_slow_replica_does_not_hold_the_cut() {
             "the cut is held: {:?}",
             replica.status()
         );
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::yield_now();
     }
     // Nothing of it is there for who looks.
     let names = std::fs::read_dir(dir.file("primary")).unwrap().map(|entry| entry.unwrap());
