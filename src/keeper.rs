@@ -17,6 +17,8 @@ use crate::tree::Tree;
 
 /// How long what nobody waits for stays in the process.
 const TICK: Duration = Duration::from_millis(10);
+/// How long a segment in the making, of which there is more than is needed yet, is left alone.
+const PAUSE: Duration = Duration::from_millis(1);
 /// No sync is due.
 const NEVER: u64 = u64::MAX;
 
@@ -84,7 +86,9 @@ impl Keeper {
                     recv(stopped) -> _ => return,
                 }
                 // Whoever needs room and has none tries again, and is told why there is none.
-                let _ = log.make_spare(&tree.commit, 0);
+                let _ = log.make_spare_ahead(&tree.commit, &|| {
+                    let _ = stopped.recv_timeout(PAUSE);
+                });
                 let _ = log.sync_left(&tree.commit);
             }
         };

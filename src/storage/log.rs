@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -43,6 +43,9 @@ const MARKS: u64 = 4 << 10;
 /// What a log does not do while another state takes the place of the one that it leads to: this passes.
 pub(crate) const SUSPENDED: &str = "go on in";
 
+#[cfg(test)]
+mod tests;
+
 type Outcome<T> = std::result::Result<T, LogFailure>;
 
 /// See the file's head.
@@ -53,6 +56,8 @@ pub(crate) struct Log {
     /// The next number for a file.
     next_ordinal: AtomicU64,
     making: Mutex<()>,
+    /// Who wait for `making`: then it goes as fast as it can.
+    hurried: AtomicUsize,
     /// Held by who syncs: of two who sync one file at once the system tells one alone that bytes were lost.
     syncing: Mutex<()>,
     writer: Mutex<Writer>,
@@ -136,6 +141,7 @@ impl Log {
             segment_bytes: segment_bytes.clamp(OVERHEAD + MARKS, MAX_SEGMENT_LEN),
             next_ordinal: AtomicU64::new(start.next_ordinal),
             making: Mutex::new(()),
+            hurried: AtomicUsize::new(0),
             syncing: Mutex::new(()),
             writer: Mutex::new(Writer {
                 current: None,
@@ -369,7 +375,37 @@ impl Log {
     /// # Errors
     /// Why it can't be made; the log has not failed by that.
     pub(crate) fn make_spare(&self, commit: &Commit, len: u64) -> Result<()> {
+        let _making = self.making();
+        self.make(commit, len, None)
+    }
+
+    /// As [`make_spare`](Self::make_spare) where nobody waits for it. What it takes of the processors it takes in small pieces, calling `pause`
+    /// in between: on a machine with few of them who writes, and who follows, would wait milliseconds for a turn otherwise.
+    pub(crate) fn make_spare_ahead(&self, commit: &Commit, pause: &dyn Fn()) -> Result<()> {
         let _making = lock(&self.making);
+        let pause = |made, capacity| {
+            let is_early = || {
+                let writer = lock(&self.writer);
+                let current = writer.current.as_ref();
+                current.is_some_and(|current| current.is_well_before(made, capacity))
+            };
+            // Relaxed: whoever it is waits for the next piece at most.
+            if self.hurried.load(Ordering::Relaxed) == 0 && is_early() {
+                pause();
+            }
+        };
+        self.make(commit, 0, Some(&pause))
+    }
+
+    /// Waits until nobody makes a segment, who is to hurry.
+    fn making(&self) -> MutexGuard<'_, ()> {
+        self.hurried.fetch_add(1, Ordering::Relaxed);
+        let making = lock(&self.making);
+        self.hurried.fetch_sub(1, Ordering::Relaxed);
+        making
+    }
+
+    fn make(&self, commit: &Commit, len: u64, pause: Option<&dyn Fn(u64, u64)>) -> Result<()> {
         let needed = len + OVERHEAD + MARKS;
         let capacity = {
             let mut writer = lock(&self.writer);
@@ -389,7 +425,8 @@ impl Log {
             writer.next_len = (usual * 4).min(self.segment_bytes);
             usual.max(needed)
         };
-        let spare = Spare::make(&self.directory, self.take_ordinal(), capacity)?;
+        let ordinal = self.take_ordinal();
+        let spare = Spare::make_with(&self.directory, ordinal, capacity, pause)?;
         let mut writer = lock(&self.writer);
         let replaced = writer.spare.replace(spare);
         commit.set_tail_limit(writer.limit(len));
@@ -474,7 +511,7 @@ impl Log {
 
     /// Sees to it that there is a segment, before a snapshot is: without one the snapshot would seem to have lost its log.
     pub(crate) fn ensure_segment(&self) -> Result<()> {
-        let _making = lock(&self.making);
+        let _making = self.making();
         {
             let writer = lock(&self.writer);
             if writer.finished {
@@ -507,7 +544,7 @@ impl Log {
 
     /// Begins anew behind a snapshot of all there is, in `spare` if there is one: what failed is left behind, what waited is in the snapshot.
     pub(crate) fn restart(&self, commit: &Commit, next: Option<Spare>) -> Result<()> {
-        let _making = lock(&self.making);
+        let _making = self.making();
         let mut writer = lock(&self.writer);
         // What was to be durable first is so now.
         self.show_up_to(None);
@@ -590,7 +627,7 @@ impl Log {
     /// failed. The database is closed: nothing comes any more. Done again it says the same of what was lost.
     pub(crate) fn finish(&self, commit: &Commit) -> Result<()> {
         // Nobody makes a segment meanwhile.
-        let _making = lock(&self.making);
+        let _making = self.making();
         {
             let writer = lock(&self.writer);
             if writer.finished {

@@ -34,7 +34,17 @@ pub(crate) const OVERHEAD: u64 = (SEGMENT_HEADER_LEN + END_LEN) as u64;
 impl Spare {
     /// Makes a segment of `capacity` bytes. Nothing of one that fails stays.
     pub(crate) fn make(directory: &Directory, ordinal: u64, capacity: u64) -> crate::Result<Self> {
-        const PIECE: usize = 1 << 20;
+        Self::make_with(directory, ordinal, capacity, None)
+    }
+
+    /// As [`make`](Self::make), with a pause, if there is one, after each small piece: it is told how many bytes there are, and of how many.
+    pub(crate) fn make_with(
+        directory: &Directory,
+        ordinal: u64,
+        capacity: u64,
+        pause: Option<&dyn Fn(u64, u64)>,
+    ) -> crate::Result<Self> {
+        let piece = if pause.is_some() { 64 << 10 } else { 1 << 20 };
         let path = directory.segment(ordinal);
         let salt = os_random().map_err(|source| Error::io("draw a number for", &path, source))?;
         let salt = u64::from_le_bytes(salt);
@@ -45,12 +55,13 @@ impl Spare {
             let told = |source| Error::io("write", &temporary, source);
             // Zeros are written, not promised: a sync of bytes that have their blocks commits no metadata.
             #[expect(clippy::cast_possible_truncation, reason = "a piece at most")]
-            let zeros = vec![0; capacity.min(PIECE as u64) as usize];
+            let zeros = vec![0; capacity.min(piece) as usize];
             let mut offset = 0;
             while offset < capacity {
-                let len = zeros.len().min(usize::try_from(capacity - offset).unwrap_or(PIECE));
+                let len = zeros.len().min(usize::try_from(capacity - offset).unwrap_or(usize::MAX));
                 write_all_at(&*file, &zeros[..len], offset).map_err(told)?;
                 offset += len as u64;
+                pause.inspect(|pause| pause(offset, capacity));
             }
             write_all_at(&*file, &label.encode(), 0).map_err(told)?;
             if !planted(Bug::RenamedUnsynced) {
@@ -152,6 +163,12 @@ impl Segment {
     /// What may still be written to it, its end left out.
     pub(crate) fn room(&self) -> u64 {
         self.capacity.saturating_sub(self.offset + END_LEN as u64)
+    }
+
+    /// Whether the next segment, of which there are `made` of `capacity` bytes, will be whole well before this one is full.
+    pub(crate) fn is_well_before(&self, made: u64, capacity: u64) -> bool {
+        let part = |bytes: u64, of: u64| bytes as f64 / of.max(1) as f64;
+        part(made, capacity) > 2.0 * part(self.offset, self.capacity)
     }
 }
 
