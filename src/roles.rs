@@ -95,10 +95,6 @@ impl Engine {
             return Ok(tree.commit.position());
         }
         self.stop_following();
-        if let Some(log) = log {
-            // Part of a state that is not fetched any more.
-            log.directory.remove(&log.directory.spool())?;
-        }
         // Nothing is put in place between its last batch and the beginning of its term.
         let placing = self.placing.lock();
         // Who takes something back in the name of another sees it before the next message.
@@ -122,6 +118,10 @@ impl Engine {
         drop(placing);
         // Whom it was told to follow meanwhile.
         self.stop_following();
+        if let Some(log) = log {
+            // Part of a state that is not fetched any more. If it stays it takes room, no more: who follows looks whether it is of use.
+            let _ = log.directory.remove(&log.directory.spool());
+        }
         Ok(position)
     }
 
@@ -257,5 +257,35 @@ impl Engine {
             return Ok(());
         };
         saver.begin_anew(dataset, || self.install(arrival)).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim::{CallKind, DiskFault, SimDisk};
+    use crate::{Builder, Database, Durability};
+
+    fn on(disk: &SimDisk) -> Builder {
+        Database::builder().disk(disk.clone()).manual_log().durability(Durability::Memory)
+    }
+
+    /// What was fetched in part goes with a promotion. That it can't be removed once made a promotion fail that had stopped following.
+    #[test]
+    fn a_promotion_leaves_no_spool_and_does_not_fail_for_one() {
+        for stays in [false, true] {
+            let disk = SimDisk::new();
+            let db = on(&disk).open("/db").unwrap();
+            let engine = db.engine();
+            engine.tree().commit.set_role(Role::Replica);
+            let spool = engine.log().unwrap().directory.spool();
+            drop(crate::storage::Disk::create_new(&disk, &spool).unwrap());
+            if stays {
+                disk.inject(DiskFault::error(5).on(CallKind::Remove).forever());
+            }
+            db.promote().unwrap();
+            assert_eq!(db.role(), Role::Primary);
+            assert_eq!(crate::storage::Disk::open(&disk, &spool).is_ok(), stays);
+        }
     }
 }
