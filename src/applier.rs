@@ -1,12 +1,12 @@
 //! What another node wrote, applied here record by record: each as it came goes into the log of this one, and its effects into the tree.
 
-use crate::commit::{CATALOGUE, Forwarded, HistoryBody, LoggedEffect};
+use crate::commit::{CATALOGUE, Forwarded, HistoryBody, KeyspaceSlot, LoggedEffect};
 use crate::database::Engine;
 use crate::format::record::{Effects, RecordHeader, RecordKind};
 use crate::keys::{CATALOGUE_ID, PREFIX_LEN, id_of};
 use crate::position::Position;
 use crate::storage::walk::catalogue_entry;
-use crate::tree::{BatchOp, Changes, RangeDelete, given_value};
+use crate::tree::{BatchOp, Changes, Condition, PointWrite, RangeDelete, given_value};
 use crate::{Error, Fault, Result};
 
 /// Applies the records that follow a state, in order. One at a time has a database.
@@ -14,6 +14,8 @@ pub(crate) struct Applier {
     /// The last batch, and the chain up to it.
     position: Position,
     chain: u32,
+    /// The keyspace of the last record that put one key, and where it is counted.
+    last: Option<(u32, KeyspaceSlot)>,
 }
 
 /// Why a record was not applied. No entry and no Seq has changed.
@@ -40,7 +42,7 @@ impl From<Fault> for NotApplied {
 impl Applier {
     /// Goes on from the present, to which `chain` leads.
     pub(crate) fn new(engine: &Engine, chain: u32) -> Self {
-        Self { position: engine.tree().commit.position(), chain }
+        Self { position: engine.tree().commit.position(), chain, last: None }
     }
 
     /// For a planted bug: as if a batch had been applied.
@@ -51,6 +53,16 @@ impl Applier {
     /// The last batch that was applied.
     pub(crate) fn position(&self) -> Position {
         self.position
+    }
+
+    /// Brings what the first effect of each of these records will touch towards the cache; nothing needs to be proven of them yet.
+    pub(crate) fn prefetch<'a>(engine: &Engine, records: impl Iterator<Item = &'a [u8]>) {
+        let first = |body| match Effects::new(body).next() {
+            Some(Ok(LoggedEffect::Put { key, .. } | LoggedEffect::Remove { key })) => Some(key),
+            _ => None,
+        };
+        let keys: Vec<&[u8]> = records.filter_map(first).collect();
+        engine.tree().prefetch_keys(&keys);
     }
 
     /// Applies the next record.
@@ -70,7 +82,7 @@ impl Applier {
                 Self::history(engine, header, body, &history)?;
                 self.position.history = history.history;
             }
-            RecordKind::Batch => Self::batch(engine, header, body)?,
+            RecordKind::Batch => self.batch(engine, header, body)?,
         }
         self.position.seq = header.seq;
         self.chain = header.chain;
@@ -93,6 +105,45 @@ impl Applier {
     }
 
     fn batch(
+        &mut self,
+        engine: &Engine,
+        header: &RecordHeader,
+        body: &[u8],
+    ) -> std::result::Result<(), NotApplied> {
+        let mut effects = Effects::new(body);
+        // As most are.
+        if let (Some(Ok(LoggedEffect::Put { key, value, expire_at })), None) =
+            (effects.next(), effects.next())
+            && id_of(key) != CATALOGUE_ID
+        {
+            return Ok(self.put(engine, Self::record(header, body), key, value, expire_at)?);
+        }
+        self.last = None;
+        Self::changes(engine, header, body)
+    }
+
+    fn put(
+        &mut self,
+        engine: &Engine,
+        record: Forwarded,
+        key: &[u8],
+        value: &[u8],
+        expire_at: u64,
+    ) -> Result<()> {
+        let (tree, id) = (engine.tree(), id_of(key));
+        let slot = match self.last {
+            Some((last, slot)) if last == id => slot,
+            _ => engine.catalogue.lock().slot(tree, id),
+        };
+        self.last = Some((id, slot));
+        let put = Some(given_value(tree, value, expire_at)?);
+        let (view, condition, want_old) = (tree.commit.view(), &Condition::Always, false);
+        let prefix_len = PREFIX_LEN;
+        let write = PointWrite { view, slot, key, prefix_len, put, condition, want_old };
+        tree.forward_put(&write, record)
+    }
+
+    fn changes(
         engine: &Engine,
         header: &RecordHeader,
         body: &[u8],

@@ -539,6 +539,10 @@ impl Machine for Watched {
         filled
     }
 
+    fn is_pressing(&self) -> bool {
+        self.session.is_pressing()
+    }
+
     fn chore(&mut self) -> Option<Chore> {
         self.session.chore()
     }

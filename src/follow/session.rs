@@ -24,7 +24,7 @@ use crate::replication::catch_up::{Consent, Replica, batches_beyond, consent};
 use crate::replication::framing::Sealer;
 use crate::replication::line::{self, fork, has, term};
 use crate::replication::needs::{Need, Needs};
-use crate::serve::drive::{Chore, Machine};
+use crate::serve::drive::{Chore, Machine, SHORT_NAP};
 use crate::serve::hub::{Hub, SyncKind};
 use crate::serve::session::{Ended, Filled, MOST_QUEUED, SessionLimits, SourceSession, Step};
 use crate::{Error, Fault};
@@ -33,6 +33,11 @@ use crate::{Error, Fault};
 const MOST_ASKED: usize = 32 << 20;
 /// Who was told to wait, or to ask again, does so after so long.
 const ASK_AGAIN_MS: u64 = 200;
+
+/// Whoever writes so much before it is told of what came does not wait for each batch: it is told once a short nap.
+const MANY_RECORDS: usize = 32;
+/// Records whose leaves are brought towards the cache together.
+const AHEAD: usize = 16;
 
 /// What a replica keeps from one session to the next.
 #[derive(Default)]
@@ -98,6 +103,8 @@ pub(crate) struct ReplicaSession {
     heard_ms: u64,
     beat_ms: u64,
     acked: Option<(Position, Seq)>,
+    /// Records that came since.
+    unacked: usize,
     /// The source wants to know soon what is on the disk.
     sync_wanted: bool,
     /// The source's last batch, as it said.
@@ -148,6 +155,7 @@ impl ReplicaSession {
             heard_ms: now_ms,
             beat_ms: now_ms,
             acked: None,
+            unacked: 0,
             sync_wanted: false,
             head: Seq(0),
             time_ms: 0,
@@ -535,15 +543,20 @@ impl ReplicaSession {
         let Some(applier) = &mut self.applier else {
             return Err(Ended::By(Reason::Protocol, 0));
         };
+        // Those before this one are in the cache, or on their way there.
+        let mut prefetched = 0;
         while !payload.is_empty() {
-            let protocol = || Ended::By(Reason::Protocol, 0);
-            let (head, rest) =
-                payload.split_first_chunk::<RECORD_HEADER_LEN>().ok_or_else(protocol)?;
-            let header = RecordHeader::decode(head).map_err(|_| protocol())?;
-            if header.body_len as usize > rest.len() {
-                return Err(protocol());
+            if prefetched == 0 {
+                let records = || {
+                    std::iter::successors(split_record(payload), |(_, _, rest)| split_record(rest))
+                };
+                Applier::prefetch(engine, records().take(AHEAD).map(|(_, body, _)| body));
+                prefetched = AHEAD;
             }
-            let (body, rest) = rest.split_at(header.body_len as usize);
+            prefetched -= 1;
+            self.unacked += 1;
+            let (header, body, rest) =
+                split_record(payload).ok_or(Ended::By(Reason::Protocol, 0))?;
             match applier.apply(engine, &header, body) {
                 Ok(()) => {}
                 // A record that does not belong behind what is here: only leaves tell what is different.
@@ -644,7 +657,7 @@ impl ReplicaSession {
         if self.acked == Some((applied, durable)) {
             return;
         }
-        self.acked = Some((applied, durable));
+        (self.acked, self.unacked) = (Some((applied, durable)), 0);
         sealer.seal_with(MessageKind::Ack, out, |out| Ack { applied, durable }.encode(out));
     }
 }
@@ -667,7 +680,14 @@ impl Machine for ReplicaSession {
         Some(Box::new(move || drop(log.sync(&tree.commit, tree.commit.position().seq))))
     }
 
-    fn nap(&mut self, _is_active: bool) -> Duration {
+    fn is_pressing(&self) -> bool {
+        self.stage != Stage::Streaming || self.unacked < MANY_RECORDS || self.sync_wanted
+    }
+
+    fn nap(&mut self, is_active: bool) -> Duration {
+        if self.stage == Stage::Streaming && is_active {
+            return SHORT_NAP;
+        }
         let at_most = if self.ask_at_ms.is_some() { ASK_AGAIN_MS } else { self.limits.beat_ms };
         Duration::from_millis(at_most)
     }
@@ -679,6 +699,14 @@ impl Machine for ReplicaSession {
     fn heard(&mut self, now_ms: u64) {
         self.heard_ms = self.heard_ms.max(now_ms);
     }
+}
+
+/// The first of these records, and what follows it.
+fn split_record(payload: &[u8]) -> Option<(RecordHeader, &[u8], &[u8])> {
+    let (head, rest) = payload.split_first_chunk::<RECORD_HEADER_LEN>()?;
+    let header = RecordHeader::decode(head).ok()?;
+    let (body, rest) = rest.split_at_checked(header.body_len as usize)?;
+    Some((header, body, rest))
 }
 
 /// Whether somebody has begun a history in this node's name, and it has written nothing in it. What this node began itself, in a run that it has

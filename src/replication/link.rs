@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvError, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
 
 use crate::sync::Mutex;
 
@@ -37,13 +37,21 @@ pub struct Link {
 
 /// What a link is made of.
 pub(crate) struct Halves {
-    pub(crate) reader: Box<dyn Read + Send>,
+    pub(crate) reader: Reader,
     pub(crate) writer: Box<dyn Write + Send>,
     pub(crate) closer: Closer,
     /// Names the channel beneath, or is zeros.
     pub(crate) binding: [u8; 32],
     /// Who is at the other end, for people.
     pub(crate) peer: String,
+}
+
+/// What is read from.
+pub(crate) enum Reader {
+    /// A call waits as long as it takes.
+    Bytes(Box<dyn Read + Send>),
+    /// Can be waited for with a limit: it needs no thread of its own.
+    Pipe(PipeReader),
 }
 
 /// Ends a link from any thread, as often as one likes.
@@ -92,7 +100,7 @@ impl Link {
         close: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let halves = Halves {
-            reader: Box::new(reader),
+            reader: Reader::Bytes(Box::new(reader)),
             writer: Box::new(writer),
             closer: Closer(Arc::new(close)),
             binding: [0; 32],
@@ -129,11 +137,13 @@ impl Link {
         let (to_second, from_first) = bounded(PIPE_CHUNKS);
         let (to_first, from_second) = bounded(PIPE_CHUNKS);
         let end = |chunks_in, chunks_out| {
-            let reader =
-                PipeReader { chunks: chunks_in, gate: Arc::clone(&gate), chunk: Vec::new(), at: 0 };
+            let reader = PipeReader { chunks: chunks_in, gate: Arc::clone(&gate) };
             let writer = PipeWriter { chunks: chunks_out, gate: Arc::clone(&gate) };
             let gate = Arc::clone(&gate);
-            Link::new(reader, writer, move || gate.close()).named("this process")
+            let closer = Closer(Arc::new(move || gate.close()));
+            let (reader, writer) = (Reader::Pipe(reader), Box::new(writer));
+            let peer = "this process".to_owned();
+            Link { halves: Halves { reader, writer, closer, binding: [0; 32], peer } }
         };
         (end(from_second, to_second), end(from_first, to_first))
     }
@@ -212,6 +222,13 @@ impl Link {
         Link::new(Half(Arc::clone(&socket)), Half(socket), close)
     }
 
+    /// Both ends of a link over a pair of sockets.
+    #[cfg(test)]
+    pub(crate) fn sockets() -> (Link, Link) {
+        let (first, second) = UnixStream::pair().unwrap();
+        (Link::unix(first).unwrap(), Link::unix(second).unwrap())
+    }
+
     pub(crate) fn split(self) -> Halves {
         self.halves
     }
@@ -272,33 +289,20 @@ impl Gate {
     }
 }
 
-struct PipeReader {
+pub(crate) struct PipeReader {
     chunks: Receiver<Vec<u8>>,
     gate: Arc<Gate>,
-    /// The chunk that is being read, and where one is in it.
-    chunk: Vec<u8>,
-    at: usize,
 }
 
-impl Read for PipeReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
+impl PipeReader {
+    /// What was written at once, or a part of it; `None` if nothing is in time, an empty chunk at the end.
+    pub(crate) fn next(&self, within: Duration) -> Option<Vec<u8>> {
+        select! {
+            recv(self.chunks) -> chunk => Some(chunk.unwrap_or_default()),
+            // What was written before still comes, as over a socket.
+            recv(self.gate.closed) -> _ => Some(self.chunks.try_recv().unwrap_or_default()),
+            default(within) => None,
         }
-        while self.at == self.chunk.len() {
-            let came = select! {
-                recv(self.chunks) -> chunk => chunk,
-                // What was written before still comes, as over a socket.
-                recv(self.gate.closed) -> _ => self.chunks.try_recv().map_err(|_| RecvError),
-            };
-            match came {
-                Ok(chunk) => (self.chunk, self.at) = (chunk, 0),
-                Err(RecvError) => return Ok(0),
-            }
-        }
-        let count = (&self.chunk[self.at..]).read(buf)?;
-        self.at += count;
-        Ok(count)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Drives one end of a session over a link: bytes in, messages to a machine, messages out, bytes.
 //!
 //! Three threads. One reads and does nothing else, so that the other side is never taken for dead because something here takes long; what it
-//! has read and nobody has taken yet is bounded. One has the machine take what came. One has it say what there is to say, and writes. The
+//! has read and nobody has taken yet is bounded. (A pipe within the process keeps what was written by itself, and has no such thread.) One has the machine take what came. One has it say what there is to say, and writes. The
 //! machine is locked by either while it has it; the writer does not wait for it: while it is busy for long, it says that one is there.
 
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use crate::format::wire::{Backlog, Beat, Bye, MessageKind, Reason};
 use crate::position::Seq;
 use crate::replication::auth::Side;
 use crate::replication::framing::{Handshake, LinkFault, Opener, Sealer, Secrets};
-use crate::replication::link::{Closer, Halves, Link};
+use crate::replication::link::{Closer, Halves, Link, PipeReader, Reader};
 use crate::serve::session::{Ended, Filled, Step};
 use crate::serve::signal::Signal;
 
@@ -27,7 +27,9 @@ const CHUNK: usize = 64 << 10;
 const CHUNKS: usize = 16;
 /// Read at once of who has proven nothing: all that he has to say for that, or all but.
 const FIRST_CHUNK: usize = 128;
-/// After something was said or heard so long, more is expected soon.
+/// What does not press may wait so long.
+pub(crate) const SHORT_NAP: Duration = Duration::from_millis(1);
+/// After something was said so long, more is expected soon.
 const ACTIVE: Duration = Duration::from_millis(5);
 
 /// One end of a session, as a machine.
@@ -36,13 +38,17 @@ pub(crate) trait Machine: Send {
     fn receive(&mut self, kind: MessageKind, payload: &[u8], now_ms: u64) -> Step;
     /// Appends what is to be said now.
     fn fill(&mut self, sealer: &mut Sealer, out: &mut Vec<u8>, now_ms: u64) -> Step<Filled>;
+    /// Whether what it has to say can't wait for the end of a nap that has begun.
+    fn is_pressing(&self) -> bool {
+        true
+    }
     /// Work that takes long and does not need the machine: done by who writes.
     fn chore(&mut self) -> Option<Chore> {
         None
     }
     /// How long the body of a record may be that it takes now.
     fn most_body_len(&self) -> u32;
-    /// How long nothing is to be said, if nobody wakes it before.
+    /// How long nothing is to be said, if nobody wakes it before. `is_active`: something was said just now.
     fn nap(&mut self, is_active: bool) -> Duration;
     /// The other side was heard, or was kept from being heard.
     fn heard(&mut self, now_ms: u64);
@@ -130,12 +136,17 @@ pub(crate) fn drive<M: Machine + 'static>(
 ) -> (Option<M>, LinkEnd) {
     let Halves { reader, mut writer, closer, binding, .. } = link.split();
     *lock(&how.stop.now) = Some((closer.clone(), Arc::clone(signal)));
-    let (hand_over, chunks) = bounded(CHUNKS);
-    let (give_back, spent) = bounded(CHUNKS);
     let has_met = Arc::new(AtomicBool::new(false));
-    let met = Arc::clone(&has_met);
-    let reading = spawn("stillframe-read", move || read(reader, &met, &hand_over, &spent));
-    let chunks = Chunks { chunks, give_back };
+    let (chunks, reading) = match reader {
+        Reader::Pipe(pipe) => (Chunks::Pipe(pipe), None),
+        Reader::Bytes(reader) => {
+            let (hand_over, chunks) = bounded(CHUNKS);
+            let (give_back, spent) = bounded(CHUNKS);
+            let met = Arc::clone(&has_met);
+            let reading = spawn("stillframe-read", move || read(reader, &met, &hand_over, &spent));
+            (Chunks::Thread { chunks, give_back }, Some(reading))
+        }
+    };
     let secrets = Secrets { binding, ..how.secrets.clone() };
     let (machine, end) = match meet(&secrets, how, &chunks, &mut *writer) {
         Err(end) => (None, end),
@@ -149,6 +160,7 @@ pub(crate) fn drive<M: Machine + 'static>(
                 signal: Arc::clone(signal),
                 stop: Arc::clone(&how.stop),
                 end: Mutex::new(None),
+                naps: AtomicBool::new(false),
                 beat: how.beat,
             });
             let (writing, sides) = (Arc::clone(&shared), closer.clone());
@@ -179,7 +191,7 @@ pub(crate) fn drive<M: Machine + 'static>(
     closer.close();
     // The reader may wait to hand over what nobody takes any more.
     chunks.drain();
-    let _ = reading.join();
+    let _ = reading.map(JoinHandle::join);
     *lock(&how.stop.now) = None;
     (machine, end)
 }
@@ -218,15 +230,27 @@ fn read(
 }
 
 /// What was read, in order; an empty chunk at the end.
-struct Chunks {
-    chunks: Receiver<io::Result<Vec<u8>>>,
-    give_back: Sender<Vec<u8>>,
+enum Chunks {
+    /// By a thread that reads.
+    Thread {
+        chunks: Receiver<io::Result<Vec<u8>>>,
+        give_back: Sender<Vec<u8>>,
+    },
+    Pipe(PipeReader),
 }
 
 impl Chunks {
     /// The next; `None` if there is none in time.
     fn next(&self, within: Duration) -> Result<Option<Vec<u8>>, LinkEnd> {
-        match self.chunks.recv_timeout(within) {
+        let chunks = match self {
+            Chunks::Thread { chunks, .. } => chunks,
+            Chunks::Pipe(pipe) => {
+                let chunk = pipe.next(within);
+                let is_end = chunk.as_ref().is_some_and(Vec::is_empty);
+                return if is_end { Err(LinkEnd::Lost(None)) } else { Ok(chunk) };
+            }
+        };
+        match chunks.recv_timeout(within) {
             Ok(Ok(chunk)) if !chunk.is_empty() => Ok(Some(chunk)),
             Ok(Ok(_)) | Err(RecvTimeoutError::Disconnected) => Err(LinkEnd::Lost(None)),
             Ok(Err(error)) => Err(LinkEnd::Lost(Some(error))),
@@ -235,20 +259,24 @@ impl Chunks {
     }
 
     fn spent(&self, chunk: Vec<u8>) {
-        // Full: it is freed.
-        let _ = self.give_back.try_send(chunk);
+        if let Chunks::Thread { give_back, .. } = self {
+            // Full: it is freed.
+            let _ = give_back.try_send(chunk);
+        }
     }
 
     /// Lets what comes go for so long.
     fn pass(&self, within: Duration) {
-        if self.chunks.recv_timeout(within).is_err() {
+        if !matches!(self.next(within), Ok(Some(_))) {
             thread::sleep(within);
         }
     }
 
-    /// Lets go of all that comes until the reader has ended.
+    /// Lets go of all that comes until the thread that reads has ended, which may wait to hand it over.
     fn drain(&self) {
-        while self.chunks.recv().is_ok() {}
+        if let Chunks::Thread { chunks, .. } = self {
+            while chunks.recv().is_ok() {}
+        }
     }
 }
 
@@ -302,6 +330,11 @@ struct Shared<M> {
     stop: Arc<Stop>,
     /// Why the session ends, by whoever finds out first.
     end: Mutex<Option<LinkEnd>>,
+    /// Who writes will ask the machine anew after a short nap: what does not press needs no word.
+    ///
+    /// It is put back before the machine is asked and set afterwards, and the machine's lock lies in between: who sees it set, after the machine
+    /// has taken something, knows that it has yet to be asked.
+    naps: AtomicBool,
     beat: Duration,
 }
 
@@ -338,7 +371,7 @@ impl<M: Machine> Shared<M> {
                     return Some(LinkEnd::Stopped);
                 }
             }
-            self.signal.wake();
+            self.took();
             chunk = loop {
                 if self.stop.is_set() {
                     return Some(LinkEnd::Stopped);
@@ -359,6 +392,13 @@ impl<M: Machine> Shared<M> {
         }
     }
 
+    /// The machine has taken something: it may have something to say now.
+    fn took(&self) {
+        if !self.naps.load(Ordering::Acquire) || lock(&self.machine).is_pressing() {
+            self.signal.wake();
+        }
+    }
+
     /// Writes what the machine has to say, until the session ends.
     fn write(&self, mut sealer: Sealer, writer: &mut (dyn Write + Send)) {
         let (mut out, mut active, mut written) = (Vec::new(), Instant::now(), Instant::now());
@@ -368,6 +408,7 @@ impl<M: Machine> Shared<M> {
                 return self.say_goodbye(&mut sealer, &mut out, writer);
             }
             let mut chore = None;
+            self.naps.store(false, Ordering::Release);
             let filled = match self.machine.try_lock() {
                 Ok(mut machine) => {
                     chore = machine.chore();
@@ -409,6 +450,7 @@ impl<M: Machine> Shared<M> {
                     Ok(mut machine) => machine.nap(active.elapsed() < ACTIVE),
                     Err(_) => LOOK.min(self.beat),
                 };
+                self.naps.store(nap <= SHORT_NAP, Ordering::Release);
                 if !nap.is_zero() {
                     self.signal.wait(nap);
                 }
@@ -505,8 +547,10 @@ mod tests {
     /// S24: either side, or both, has work that takes many times the limit, and more of it waits: nobody is silent.
     #[test]
     fn who_works_is_not_silent() {
-        for slow in [[true, false], [false, true], [true, true]] {
-            let (first, second) = Link::pair();
+        let ways = [[true, false], [false, true], [true, true]];
+        let ways =
+            ways.into_iter().flat_map(|slow| [(slow, Link::pair()), (slow, Link::sockets())]);
+        for (slow, (first, second)) in ways {
             let ends = [(first, Side::Client), (second, Side::Server)].map(Some);
             let done: Vec<_> = thread::scope(|scope| {
                 let drives: Vec<_> = ends
@@ -538,6 +582,96 @@ mod tests {
             // Who was done first said goodbye.
             assert!(done.iter().any(|(machine, _)| machine.as_ref().unwrap().done == 5));
         }
+    }
+
+    /// Says something once for each task. What it has to say can wait for the end of a nap; the second is a long one.
+    #[derive(Default)]
+    struct Patient {
+        tasks: usize,
+        said: usize,
+        naps: usize,
+    }
+
+    impl Machine for Patient {
+        fn receive(&mut self, _: MessageKind, _: &[u8], _: u64) -> Step {
+            self.tasks += 1;
+            Ok(())
+        }
+
+        fn fill(&mut self, sealer: &mut Sealer, out: &mut Vec<u8>, _: u64) -> Step<Filled> {
+            if self.said < self.tasks {
+                self.said += 1;
+                sealer.seal(MessageKind::Mark, b"", out);
+            }
+            Ok(Filled::Idle)
+        }
+
+        fn is_pressing(&self) -> bool {
+            false
+        }
+
+        fn nap(&mut self, _: bool) -> Duration {
+            self.naps += 1;
+            if self.naps == 2 { Duration::from_secs(3600) } else { SHORT_NAP }
+        }
+
+        fn most_body_len(&self) -> u32 {
+            0
+        }
+
+        fn heard(&mut self, _: u64) {}
+    }
+
+    /// Takes what is said, and has the machine take another task meanwhile.
+    struct Hearer(Arc<Shared<Patient>>, Sender<()>);
+
+    impl Write for Hearer {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            lock(&self.0.machine).receive(MessageKind::Mark, b"", 0).unwrap();
+            self.0.took();
+            let _ = self.1.send(());
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is taken after the machine was asked what it has to say, and before who asked naps for long, wakes him, though it does not press and
+    /// his last nap was short.
+    #[test]
+    fn what_does_not_press_is_said_after_a_short_nap_and_not_after_a_long_one() {
+        let secrets = Secrets { keys: Vec::new(), binding: [0; 32] };
+        let (mut client, mut there) = Handshake::client(&secrets, [1; 32]);
+        let mut server = Handshake::server(&secrets, [2; 32]);
+        let sealer = loop {
+            let mut back = Vec::new();
+            let _ = server.receive(&there, &mut back).unwrap();
+            there.clear();
+            if let Some((sealer, _)) = client.receive(&back, &mut there).unwrap() {
+                break sealer;
+            }
+        };
+        let shared = Arc::new(Shared {
+            machine: Mutex::new(Patient { tasks: 1, ..Patient::default() }),
+            signal: Arc::default(),
+            stop: Arc::default(),
+            end: Mutex::new(None),
+            naps: AtomicBool::new(false),
+            beat: Duration::from_secs(3600),
+        });
+        let (tell, said) = bounded(0);
+        let mut hearer = Hearer(Arc::clone(&shared), tell);
+        let writing = Arc::clone(&shared);
+        let writing = spawn("test", move || writing.write(sealer, &mut hearer));
+        for _ in 0..4 {
+            said.recv_timeout(Duration::from_secs(20)).expect("it is said");
+        }
+        drop(said);
+        shared.stop.stop();
+        shared.signal.wake();
+        writing.join().unwrap();
     }
 
     /// Gives whatever is asked for until it is closed, and notes the most.

@@ -735,9 +735,14 @@ impl Machine for SourceSession {
         self.fill(sealer, out, now_ms)
     }
 
+    fn is_pressing(&self) -> bool {
+        // What it hears while it sends records calls for no answer, or for none at once.
+        !matches!(self.sending, Sending::Records(_))
+    }
+
     fn nap(&mut self, is_active: bool) -> Duration {
         /// While records go to and fro nobody is to be woken for each.
-        const SHORT: Duration = Duration::from_micros(200);
+        const SHORT: Duration = Duration::from_micros(100);
         match &self.sending {
             Sending::Records(_) if is_active => SHORT,
             // What is written becomes durable without a word.

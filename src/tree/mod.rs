@@ -267,6 +267,25 @@ impl Tree {
         leaves().for_each(|id| self.prefetch_leaf(id));
     }
 
+    /// Brings what writing each of `keys` will touch towards the cache. Many cache misses are in flight at once, where the writes, one after the
+    /// other, would wait for each.
+    pub(crate) fn prefetch_keys(&self, keys: &[&[u8]]) {
+        let guard = pin();
+        for group in keys.chunks(GROUP) {
+            let found = self.directory.find_many(group.iter().copied(), &guard);
+            self.prefetch_leaves(&found);
+            for (found, key) in found.iter().zip(group) {
+                if let Some(latch) = ReadLatch::try_latch(&self.slab, found.id)
+                    && let Some(page) = &latch.page
+                    && page.low() <= *key
+                {
+                    page.prefetch_key(key);
+                    page.prefetch_free();
+                }
+            }
+        }
+    }
+
     /// As `latch_read`, with a leaf to try first. Whichever it is by now, its fences tell whether it is the one;
     /// if it is latched for a change, somebody else's leaf may be behind the number: nobody waits for that.
     fn latch_read_near(&self, near: Option<LeafId>, key: &[u8]) -> ReadLatch<'_> {

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use crate::commit::{
-    Body, Cut, Delta, Denied, Encoded, KeyspaceSlot, LoggedEffect, Prepared, Refused, View,
+    Body, Cut, Delta, Denied, Encoded, Forwarded, KeyspaceSlot, LoggedEffect, Prepared, Refused,
+    View,
 };
 use crate::fingerprint;
 use crate::planted::{Bug, planted};
@@ -154,6 +155,20 @@ impl Tree {
         }
     }
 
+    /// Applies a record of another node's that puts one key and does nothing else, at less cost than [`forward`](Self::forward). The view, the
+    /// condition and the old value of `write` are not looked at: the record has its place.
+    pub(crate) fn forward_put(&self, write: &PointWrite<'_>, record: Forwarded) -> Result<()> {
+        let mut body = Body::Forwarded(record);
+        self.commit.with_room(|| {
+            let latch = self.latch_write(write.key);
+            latch.prefetch_kept();
+            latch.live().prefetch_free();
+            let at = latch.live().find(write.key);
+            self.change_last(latch, at, write, &mut body)
+        })?;
+        Ok(())
+    }
+
     /// What a batch does, encoded if there is a log for it.
     #[inline]
     pub(crate) fn body(&self, effects: impl FnOnce(&mut dyn FnMut(LoggedEffect<'_>))) -> Body {
@@ -168,7 +183,7 @@ impl Tree {
         write: &PointWrite<'_>,
         body: &mut Body,
     ) -> std::result::Result<Written, Denied> {
-        let mut latch = self.latch_write(write.key);
+        let latch = self.latch_write(write.key);
         self.check_seen(write.view)?;
         latch.prefetch_kept();
         latch.live().prefetch_free();
@@ -197,12 +212,24 @@ impl Tree {
         if let Some(put) = &write.put {
             self.check_growth(&latch, at, write.key, put)?;
         }
+        let position = self.change_last(latch, at, write, body)?;
+        Ok(Written::Done { old: current, position })
+    }
+
+    /// As [`change`](Self::change), and lets go of the leaf; what is garbage then goes with no latch held.
+    fn change_last<'a>(
+        &'a self,
+        mut latch: WriteLatch<'a>,
+        at: Place,
+        write: &PointWrite<'_>,
+        body: &mut Body,
+    ) -> std::result::Result<Position, Denied> {
         let mut garbage = Garbage::default();
         let position = self.change(&mut latch, at, write, body, &mut garbage);
         drop(latch);
         drop(garbage);
         self.note_waste();
-        Ok(Written::Done { old: current, position: position? })
+        position
     }
 
     /// Fails if putting `put` would grow memory beyond the limit. Sizes of entries stand for those of pages.

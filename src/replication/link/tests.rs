@@ -52,6 +52,32 @@ fn write_on(writer: &mut dyn Write, wrote: &Sender<()>) -> io::Error {
     }
 }
 
+/// What comes out of a link, byte by byte.
+struct Bytes {
+    reader: Reader,
+    /// Of a chunk that is read in part.
+    rest: Vec<u8>,
+}
+
+fn bytes_of(reader: Reader) -> Bytes {
+    Bytes { reader, rest: Vec::new() }
+}
+
+impl Read for Bytes {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let pipe = match &mut self.reader {
+            Reader::Bytes(reader) => return reader.read(buf),
+            Reader::Pipe(pipe) => pipe,
+        };
+        if self.rest.is_empty() && !buf.is_empty() {
+            self.rest = pipe.next(Duration::from_secs(3600)).unwrap();
+        }
+        let count = (&self.rest[..]).read(buf)?;
+        self.rest.drain(..count);
+        Ok(count)
+    }
+}
+
 /// Waits until nothing is written any more.
 fn stalled(wrote: &Receiver<()>) {
     while wrote.recv_timeout(Duration::from_millis(100)).is_ok() {}
@@ -63,7 +89,8 @@ fn bytes_come_back_as_they_went() {
     for (kind, ours, theirs) in links() {
         let (mut ours, mut theirs) = (ours.split(), theirs.split());
         thread::scope(|scope| {
-            let echo = scope.spawn(move || io::copy(&mut theirs.reader, &mut theirs.writer));
+            let mut out = bytes_of(theirs.reader);
+            let echo = scope.spawn(move || io::copy(&mut out, &mut theirs.writer));
             let writer = &mut ours.writer;
             let bytes = &bytes;
             let write = scope.spawn(move || {
@@ -71,7 +98,7 @@ fn bytes_come_back_as_they_went() {
                 writer.flush()
             });
             let mut back = vec![0; bytes.len()];
-            ours.reader.read_exact(&mut back).unwrap();
+            bytes_of(ours.reader).read_exact(&mut back).unwrap();
             write.join().unwrap().unwrap();
             assert!(back == *bytes, "{kind}");
             ours.closer.close();
@@ -84,12 +111,12 @@ fn bytes_come_back_as_they_went() {
 fn closing_wakes_who_reads() {
     for closes_here in [true, false] {
         for (kind, ours, theirs) in links() {
-            let (mut ours, theirs) = (ours.split(), theirs.split());
+            let (ours, theirs) = (ours.split(), theirs.split());
             let closer = if closes_here { &ours.closer } else { &theirs.closer }.clone();
             let (begin, begun) = bounded(1);
             let read = thread::spawn(move || {
                 begin.send(()).unwrap();
-                read_all(&mut ours.reader)
+                read_all(&mut bytes_of(ours.reader))
             });
             begun.recv().unwrap();
             // Time to begin to wait; if it was too little the test passes all the same.
@@ -129,8 +156,9 @@ fn who_is_left_reads_the_rest_and_the_end() {
         // One's own closer keeps it open.
         let closer = (kind != "own").then(|| theirs.closer.clone());
         drop(theirs);
-        assert_eq!(read_all(&mut ours.reader), b"the rest", "{kind}");
-        assert_eq!(ours.reader.read(&mut [0]).unwrap(), 0, "{kind}");
+        let mut reader = bytes_of(ours.reader);
+        assert_eq!(read_all(&mut reader), b"the rest", "{kind}");
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{kind}");
         let (wrote, _) = bounded(0);
         let error = write_on(&mut ours.writer, &wrote);
         let is_end = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
@@ -157,7 +185,7 @@ fn who_waits_to_write_is_woken_when_the_other_goes() {
 #[test]
 fn a_pair_holds_so_much_and_no_more() {
     let (ours, theirs) = Link::pair();
-    let (mut ours, mut theirs) = (ours.split(), theirs.split());
+    let (mut ours, theirs) = (ours.split(), theirs.split());
     let write = thread::spawn(move || {
         let mut written = 0;
         while let Ok(count) = ours.writer.write(&[7; 2 * PIPE_CHUNK_LEN]) {
@@ -167,11 +195,12 @@ fn a_pair_holds_so_much_and_no_more() {
         written
     });
     let mut byte = [0];
-    assert_eq!(theirs.reader.read(&mut byte).unwrap(), 1);
+    let mut reader = bytes_of(theirs.reader);
+    assert_eq!(reader.read(&mut byte).unwrap(), 1);
     theirs.closer.close();
     // One chunk is taken, and so one more was let in at the most.
     assert!(write.join().unwrap() <= (PIPE_CHUNKS + 1) * PIPE_CHUNK_LEN);
-    assert_eq!(theirs.reader.read(&mut []).unwrap(), 0);
+    assert_eq!(reader.read(&mut []).unwrap(), 0);
 }
 
 #[test]
