@@ -4,12 +4,13 @@
 //! Both sleep while nobody writes. Errors are not theirs to tell: a log that fails tells the next writer, and room that
 //! can't be made the next who needs it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use crate::planted::{Bug, planted};
 use crate::storage::log::Log;
@@ -86,9 +87,15 @@ impl Keeper {
                     recv(stopped) -> _ => return,
                 }
                 // Whoever needs room and has none tries again, and is told why there is none.
-                let _ = log.make_spare_ahead(&tree.commit, &|| {
-                    let _ = stopped.recv_timeout(PAUSE);
-                });
+                let is_synced = Cell::new(false);
+                let pause = || {
+                    // There is time for what was left first.
+                    if !is_synced.replace(true) {
+                        let _ = log.sync_left(&tree.commit);
+                    }
+                    stopped.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout)
+                };
+                let _ = log.make_spare_ahead(&tree.commit, &pause);
                 let _ = log.sync_left(&tree.commit);
             }
         };

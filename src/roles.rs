@@ -112,16 +112,16 @@ impl Engine {
         if let (Some(backlog), true) = (self.backlog.get(), planted(Bug::PromoteDropsLog)) {
             backlog.restart(&tree.commit, None)?;
         }
+        if let Some(log) = log {
+            // Part of a state that is not fetched any more. If it stays it takes room, no more: who follows looks whether it is of use.
+            let _ = log.directory.remove(&log.directory.spool());
+        }
         // Whom it followed is not between its replicas and their primary any more.
         self.hub.set_path(Vec::new());
         tree.commit.set_role(Role::Primary);
         drop(placing);
         // Whom it was told to follow meanwhile.
         self.stop_following();
-        if let Some(log) = log {
-            // Part of a state that is not fetched any more. If it stays it takes room, no more: who follows looks whether it is of use.
-            let _ = log.directory.remove(&log.directory.spool());
-        }
         Ok(position)
     }
 

@@ -481,6 +481,11 @@ impl Commit {
         Drained { bytes, linked, base, fingerprint: state.totals.fingerprint }
     }
 
+    /// Bytes that wait in the tail.
+    pub(crate) fn tail_len(&self) -> u64 {
+        self.state.lock().tail.as_ref().map_or(0, Tail::len)
+    }
+
     /// From now on so many bytes may wait in the tail. Whether something does already.
     pub(crate) fn set_tail_limit(&self, limit: u64) -> bool {
         let mut state = self.state.lock();

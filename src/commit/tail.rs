@@ -225,6 +225,11 @@ impl Tail {
         self.chain
     }
 
+    /// What all of it takes in the log.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0

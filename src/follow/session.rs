@@ -24,7 +24,7 @@ use crate::replication::catch_up::{Consent, Replica, batches_beyond, consent};
 use crate::replication::framing::Sealer;
 use crate::replication::line::{self, fork, has, term};
 use crate::replication::needs::{Need, Needs};
-use crate::serve::drive::{Chore, Machine, SHORT_NAP};
+use crate::serve::drive::{Chore, Machine};
 use crate::serve::hub::{Hub, SyncKind};
 use crate::serve::session::{Ended, Filled, MOST_QUEUED, SessionLimits, SourceSession, Step};
 use crate::{Error, Fault};
@@ -34,8 +34,9 @@ const MOST_ASKED: usize = 32 << 20;
 /// Who was told to wait, or to ask again, does so after so long.
 const ASK_AGAIN_MS: u64 = 200;
 
-/// Whoever writes so much before it is told of what came does not wait for each batch: it is told once a short nap.
+/// Of so many records or more at once it tells after a nap, not at once: few wait for each of them. Where many do, each waits so much longer.
 const MANY_RECORDS: usize = 32;
+const NAP: Duration = Duration::from_micros(400);
 /// Records whose leaves are brought towards the cache together.
 const AHEAD: usize = 16;
 
@@ -221,7 +222,8 @@ impl ReplicaSession {
         hello.encode(&mut payload);
         self.queue.push_back((MessageKind::Hello, payload));
         self.stage = Stage::Meeting;
-        (self.applier, self.ask_at_ms) = (None, None);
+        // The source has forgotten what it was told.
+        (self.applier, self.ask_at_ms, self.acked) = (None, None, None);
     }
 
     /// Takes a message that came at `now_ms`.
@@ -686,7 +688,7 @@ impl Machine for ReplicaSession {
 
     fn nap(&mut self, is_active: bool) -> Duration {
         if self.stage == Stage::Streaming && is_active {
-            return SHORT_NAP;
+            return NAP;
         }
         let at_most = if self.ask_at_ms.is_some() { ASK_AGAIN_MS } else { self.limits.beat_ms };
         Duration::from_millis(at_most)

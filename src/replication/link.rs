@@ -24,8 +24,8 @@ mod socket_file;
 mod tests;
 
 /// What a pipe within the process holds in each direction, beside a chunk at either end.
-const PIPE_CHUNKS: usize = 4;
-const PIPE_CHUNK_LEN: usize = 256 << 10;
+const PIPE_CHUNKS: usize = 16;
+const PIPE_CHUNK_LEN: usize = 64 << 10;
 
 /// A connection to another node: bytes go in at one end and come out at the other, in order, both ways.
 ///

@@ -5,7 +5,7 @@
 //! machine is locked by either while it has it; the writer does not wait for it: while it is busy for long, it says that one is there.
 
 use std::io::{self, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const CHUNKS: usize = 16;
 /// Read at once of who has proven nothing: all that he has to say for that, or all but.
 const FIRST_CHUNK: usize = 128;
 /// What does not press may wait so long.
-pub(crate) const SHORT_NAP: Duration = Duration::from_millis(1);
+const SHORT_NAP: Duration = Duration::from_millis(1);
 /// After something was said so long, more is expected soon.
 const ACTIVE: Duration = Duration::from_millis(5);
 
@@ -332,8 +332,8 @@ struct Shared<M> {
     end: Mutex<Option<LinkEnd>>,
     /// Who writes will ask the machine anew after a short nap: what does not press needs no word.
     ///
-    /// It is put back before the machine is asked and set afterwards, and the machine's lock lies in between: who sees it set, after the machine
-    /// has taken something, knows that it has yet to be asked.
+    /// It is put back before the machine is asked, or found locked, and set afterwards: who sees it set, after the machine has taken something and was
+    /// let go, knows that it has yet to be asked. A lock that is found taken orders nothing: there is a fence on either side.
     naps: AtomicBool,
     beat: Duration,
 }
@@ -343,7 +343,7 @@ impl<M: Machine> Shared<M> {
     fn take(&self, mut opener: Opener, timeout: Duration, chunks: &Chunks) -> Option<LinkEnd> {
         let mut heard = Instant::now();
         // What came with the handshake.
-        let mut chunk = Vec::new();
+        let (mut chunk, mut is_pressing) = (Vec::new(), true);
         loop {
             opener.receive(&chunk);
             chunks.spent(std::mem::take(&mut chunk));
@@ -361,6 +361,7 @@ impl<M: Machine> Shared<M> {
                 let taken = machine.receive(kind, &payload, uptime_ms());
                 // It may have taken long.
                 machine.heard(uptime_ms());
+                is_pressing |= machine.is_pressing();
                 opener.set_record_limit(machine.most_body_len() as usize + RECORD_HEADER_LEN);
                 drop(machine);
                 if let Err(ended) = taken {
@@ -371,7 +372,7 @@ impl<M: Machine> Shared<M> {
                     return Some(LinkEnd::Stopped);
                 }
             }
-            self.took();
+            self.took(std::mem::take(&mut is_pressing));
             chunk = loop {
                 if self.stop.is_set() {
                     return Some(LinkEnd::Stopped);
@@ -392,9 +393,10 @@ impl<M: Machine> Shared<M> {
         }
     }
 
-    /// The machine has taken something: it may have something to say now.
-    fn took(&self) {
-        if !self.naps.load(Ordering::Acquire) || lock(&self.machine).is_pressing() {
+    /// The machine has taken something and was let go: it may have something to say now.
+    fn took(&self, is_pressing: bool) {
+        fence(Ordering::SeqCst);
+        if is_pressing || !self.naps.load(Ordering::Relaxed) {
             self.signal.wake();
         }
     }
@@ -408,7 +410,8 @@ impl<M: Machine> Shared<M> {
                 return self.say_goodbye(&mut sealer, &mut out, writer);
             }
             let mut chore = None;
-            self.naps.store(false, Ordering::Release);
+            self.naps.store(false, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
             let filled = match self.machine.try_lock() {
                 Ok(mut machine) => {
                     chore = machine.chore();
@@ -450,7 +453,7 @@ impl<M: Machine> Shared<M> {
                     Ok(mut machine) => machine.nap(active.elapsed() < ACTIVE),
                     Err(_) => LOOK.min(self.beat),
                 };
-                self.naps.store(nap <= SHORT_NAP, Ordering::Release);
+                self.naps.store(nap <= SHORT_NAP, Ordering::Relaxed);
                 if !nap.is_zero() {
                     self.signal.wait(nap);
                 }
@@ -628,7 +631,7 @@ mod tests {
     impl Write for Hearer {
         fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
             lock(&self.0.machine).receive(MessageKind::Mark, b"", 0).unwrap();
-            self.0.took();
+            self.0.took(false);
             let _ = self.1.send(());
             Ok(buf.len())
         }

@@ -6,7 +6,6 @@
 //! the pass waits.
 
 use std::collections::VecDeque;
-use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -90,7 +89,7 @@ struct Waiting {
     /// In memory.
     bytes: usize,
     file: Option<Arc<dyn DiskFile>>,
-    /// There can be no file.
+    /// There can be no file, or it takes no more.
     has_failed: bool,
     /// So many bytes were taken since then.
     taken: u64,
@@ -270,14 +269,19 @@ impl Queue {
                     let spilled = self.spill(log, *most, &bytes);
                     state = self.state();
                     match spilled {
-                        Ok(offset) => {
+                        Ok(Some(offset)) => {
                             state.pieces.push_back(Encoded { lens, bytes: Bytes::Spilled(offset) });
                             drop(state);
                             self.signal.wake();
                             return Ok(());
                         }
-                        // A full disk, say: others are to have what room there is.
-                        Err(_) => state.has_failed = true,
+                        // A full disk, say. The log is to have what room the file takes: the replica asks again, for what has not come.
+                        Err(error) if state.pieces.iter().any(Encoded::is_spilled) => {
+                            (state.pieces, state.bytes) = (VecDeque::new(), 0);
+                            state.file = None;
+                            return Err(error);
+                        }
+                        Ok(None) | Err(_) => state.has_failed = true,
                     }
                 }
                 _ => {
@@ -297,8 +301,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Writes into the file, and tells where. Nobody else does.
-    fn spill(&self, log: &Log, most: u64, bytes: &[u8]) -> Result<u64> {
+    /// Writes into the file, and tells where; `None` if it is as long as it may get. Nobody else does.
+    fn spill(&self, log: &Log, most: u64, bytes: &[u8]) -> Result<Option<u64>> {
         let (file, offset) = {
             let state = self.state();
             let last = state.pieces.iter().rev().find_map(|piece| match piece.bytes {
@@ -307,6 +311,9 @@ impl Queue {
             });
             (state.file.clone(), last.unwrap_or(0))
         };
+        if offset.saturating_add(bytes.len() as u64) > most {
+            return Ok(None);
+        }
         let file = match file {
             Some(file) => file,
             None => {
@@ -315,11 +322,8 @@ impl Queue {
             }
         };
         let told = |source| Error::io("write", Path::new(NAMELESS), source);
-        if offset.saturating_add(bytes.len() as u64) > most {
-            return Err(told(io::ErrorKind::StorageFull.into()));
-        }
         write_all_at(&*file, bytes, offset).map_err(told)?;
-        Ok(offset)
+        Ok(Some(offset))
     }
 
     /// The next blocks, and their lengths; `Some(None)` behind the last. One takes them.
@@ -370,6 +374,103 @@ impl Queue {
                 Ok(Some(None))
             }
             Some(Err(error)) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::sim::{CallKind, DiskFault, SimDisk};
+    use crate::storage::writer::Packed;
+    use crate::{Database, Durability};
+
+    const PIECE: usize = 1 << 20;
+
+    /// The queue of a link that has proven slow, whose file may take three pieces.
+    fn slow_queue(db: &Database) -> Queue {
+        let progress = Progress::default();
+        progress.in_haste.store(false, Ordering::Relaxed);
+        Queue {
+            state: Mutex::default(),
+            begun: Instant::now().checked_sub(2 * PATIENCE).unwrap(),
+            spill: Some((Arc::clone(db.engine().log().unwrap()), 3 * PIECE as u64)),
+            room: Condvar::new(),
+            signal: Arc::default(),
+            progress,
+        }
+    }
+
+    fn on(disk: &SimDisk) -> Database {
+        let builder = Database::builder().disk(disk.clone()).manual_log();
+        builder.durability(Durability::Memory).open("/db").unwrap()
+    }
+
+    fn piece(number: u8) -> Piece {
+        Piece { bytes: vec![number; PIECE], blocks: vec![Packed { len: PIECE, summary: None }] }
+    }
+
+    /// What is put until the file is used, and then `more` pieces.
+    fn put(queue: &Queue, more: u8) -> u8 {
+        let here = u8::try_from(QUEUE_BYTES / PIECE).unwrap() + 1;
+        (0..here + more).for_each(|number| queue.put(piece(number)).unwrap());
+        here + more
+    }
+
+    fn spilled(queue: &Queue) -> usize {
+        queue.state().pieces.iter().filter(|piece| piece.is_spilled()).count()
+    }
+
+    #[test]
+    fn a_file_without_a_name_takes_so_much_and_the_rest_waits() {
+        let db = on(&SimDisk::new());
+        let queue = slow_queue(&db);
+        let count = put(&queue, 3);
+        assert_eq!(spilled(&queue), 3);
+        thread::scope(|scope| {
+            let last = scope.spawn(|| queue.put(piece(count)).unwrap());
+            while !queue.state().has_failed {
+                assert!(!last.is_finished(), "it was let in");
+                thread::yield_now();
+            }
+            assert_eq!(spilled(&queue), 3);
+            for number in 0..=count {
+                let taken = loop {
+                    match queue.take().unwrap() {
+                        Some(taken) => break taken.unwrap(),
+                        None => thread::yield_now(),
+                    }
+                };
+                assert!(taken.0.iter().all(|byte| *byte == number) && taken.1 == [PIECE]);
+            }
+        });
+        assert!(queue.state().file.is_none(), "its room is given back");
+    }
+
+    /// What a slow replica has not taken filled the disk, and the log stood still until it had.
+    #[test]
+    fn a_disk_that_fills_up_is_not_kept_full() {
+        for error in [DiskFault::ENOSPC, DiskFault::EIO] {
+            let disk = SimDisk::new();
+            let db = on(&disk);
+            let queue = slow_queue(&db);
+            put(&queue, 2);
+            disk.inject(DiskFault::error(error).on(CallKind::Write));
+            assert!(matches!(queue.put(piece(0)), Err(Error::Io { op: "write", .. })));
+            assert!(queue.state().file.is_none() && queue.state().pieces.is_empty());
+            // There was no room from the beginning: it waits, as without a disk.
+            let queue = slow_queue(&db);
+            let count = put(&queue, 0);
+            disk.inject(DiskFault::error(error).on(CallKind::Write));
+            thread::scope(|scope| {
+                let last = scope.spawn(|| queue.put(piece(count)).unwrap());
+                while !queue.state().has_failed {
+                    assert!(!last.is_finished(), "it was let in");
+                    thread::yield_now();
+                }
+                assert_eq!(queue.take().unwrap().unwrap().unwrap().0.len(), PIECE);
+            });
+            assert_eq!(spilled(&queue), 0);
         }
     }
 }

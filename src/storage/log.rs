@@ -380,19 +380,19 @@ impl Log {
     }
 
     /// As [`make_spare`](Self::make_spare) where nobody waits for it. What it takes of the processors it takes in small pieces, calling `pause`
-    /// in between: on a machine with few of them who writes, and who follows, would wait milliseconds for a turn otherwise.
-    pub(crate) fn make_spare_ahead(&self, commit: &Commit, pause: &dyn Fn()) -> Result<()> {
+    /// in between: on a machine with few of them who writes, and who follows, would wait milliseconds for a turn otherwise. `pause` says whether to
+    /// go on; if not, nothing stays.
+    pub(crate) fn make_spare_ahead(&self, commit: &Commit, pause: &dyn Fn() -> bool) -> Result<()> {
         let _making = lock(&self.making);
         let pause = |made, capacity| {
             let is_early = || {
+                let waiting = commit.tail_len();
                 let writer = lock(&self.writer);
                 let current = writer.current.as_ref();
-                current.is_some_and(|current| current.is_well_before(made, capacity))
+                current.is_some_and(|current| current.is_well_before(made, capacity, waiting))
             };
-            // Relaxed: whoever it is waits for the next piece at most.
-            if self.hurried.load(Ordering::Relaxed) == 0 && is_early() {
-                pause();
-            }
+            // Relaxed: whoever it is waits for one more pause at most.
+            self.hurried.load(Ordering::Relaxed) > 0 || !is_early() || pause()
         };
         self.make(commit, 0, Some(&pause))
     }
@@ -405,7 +405,12 @@ impl Log {
         making
     }
 
-    fn make(&self, commit: &Commit, len: u64, pause: Option<&dyn Fn(u64, u64)>) -> Result<()> {
+    fn make(
+        &self,
+        commit: &Commit,
+        len: u64,
+        pause: Option<&dyn Fn(u64, u64) -> bool>,
+    ) -> Result<()> {
         let needed = len + OVERHEAD + MARKS;
         let capacity = {
             let mut writer = lock(&self.writer);

@@ -37,12 +37,12 @@ impl Spare {
         Self::make_with(directory, ordinal, capacity, None)
     }
 
-    /// As [`make`](Self::make), with a pause, if there is one, after each small piece: it is told how many bytes there are, and of how many.
+    /// As [`make`](Self::make), with a pause, if there is one, after each small piece: it is told how many bytes there are, and of how many, and says whether to go on.
     pub(crate) fn make_with(
         directory: &Directory,
         ordinal: u64,
         capacity: u64,
-        pause: Option<&dyn Fn(u64, u64)>,
+        pause: Option<&dyn Fn(u64, u64) -> bool>,
     ) -> crate::Result<Self> {
         let piece = if pause.is_some() { 64 << 10 } else { 1 << 20 };
         let path = directory.segment(ordinal);
@@ -61,7 +61,9 @@ impl Spare {
                 let len = zeros.len().min(usize::try_from(capacity - offset).unwrap_or(usize::MAX));
                 write_all_at(&*file, &zeros[..len], offset).map_err(told)?;
                 offset += len as u64;
-                pause.inspect(|pause| pause(offset, capacity));
+                if pause.is_some_and(|pause| !pause(offset, capacity)) {
+                    return Err(Error::Cancelled);
+                }
             }
             write_all_at(&*file, &label.encode(), 0).map_err(told)?;
             if !planted(Bug::RenamedUnsynced) {
@@ -165,10 +167,10 @@ impl Segment {
         self.capacity.saturating_sub(self.offset + END_LEN as u64)
     }
 
-    /// Whether the next segment, of which there are `made` of `capacity` bytes, will be whole well before this one is full.
-    pub(crate) fn is_well_before(&self, made: u64, capacity: u64) -> bool {
+    /// Whether the next segment, of which there are `made` of `capacity` bytes, will be whole well before this one is full, for which so many wait.
+    pub(crate) fn is_well_before(&self, made: u64, capacity: u64, waiting: u64) -> bool {
         let part = |bytes: u64, of: u64| bytes as f64 / of.max(1) as f64;
-        part(made, capacity) > 2.0 * part(self.offset, self.capacity)
+        part(made, capacity) > 2.0 * part(self.offset + waiting, self.capacity)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The keyspace in memory: latched leaves in key order, a directory that is only a hint, and stills.
 //!
 //! Reads latch one leaf; a write latches what it changes, takes its place in the order under the commit
-//! lock, and applies. **All changes of content go through [`Tree::write`] and [`Tree::write_batch`]**, which
-//! keep for the live cuts what they replace; and through [`install`], which does the same under a cut of its own while
+//! lock, and applies. **All changes of content go through [`Tree::write`] and [`Tree::write_batch`]**, and those of records through what lies below
+//! them, which keep for the live cuts what they replace; and through [`install`], which does the same under a cut of its own while
 //! nobody else may write. Splits and merges change no content.
 //!
 //! Order of locks: latches from left to right, then the commit lock, then one of: the directory's writer, a
@@ -278,6 +278,7 @@ impl Tree {
                 if let Some(latch) = ReadLatch::try_latch(&self.slab, found.id)
                     && let Some(page) = &latch.page
                     && page.low() <= *key
+                    && page.below_high(key)
                 {
                     page.prefetch_key(key);
                     page.prefetch_free();

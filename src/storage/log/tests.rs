@@ -29,7 +29,10 @@ fn a_segment_is_made_ahead_in_pieces_while_there_is_time() {
     let db = begun();
     let (log, commit) = (db.engine().log().unwrap(), &db.engine().tree().commit);
     let pauses = Cell::new(0);
-    let pause = || pauses.set(pauses.get() + 1);
+    let pause = || {
+        pauses.set(pauses.get() + 1);
+        true
+    };
     log.make_spare_ahead(commit, &pause).unwrap();
     assert_eq!(pauses.get(), 16, "of 64 KiB each");
     // There is one.
@@ -45,9 +48,20 @@ fn a_segment_is_made_ahead_in_pieces_while_there_is_time() {
         if pauses.get() == 3 {
             write(&db, 700);
         }
+        true
     };
     log.make_spare_ahead(commit, &fill).unwrap();
     assert_eq!(pauses.get(), 3);
+}
+
+/// What waits in memory will be in the segment soon.
+#[test]
+fn what_is_not_written_yet_counts() {
+    let db = begun();
+    let keyspace = db.keyspace("films").unwrap();
+    (0..700).for_each(|_| keyspace.insert("Metropolis", [7; 1 << 10]).unwrap());
+    let (log, commit) = (db.engine().log().unwrap(), &db.engine().tree().commit);
+    log.make_spare_ahead(commit, &|| panic!("there is no time")).unwrap();
 }
 
 /// Who needs what is in the making does not wait for its pauses.
@@ -63,8 +77,22 @@ fn who_waits_for_a_segment_hurries_it() {
             while log.hurried.load(Ordering::Relaxed) == 0 {
                 std::thread::yield_now();
             }
+            true
         };
         log.make_spare_ahead(commit, &wait).unwrap();
     });
     assert_eq!(pauses.get(), 1);
+}
+
+/// Who closes does not wait for a segment that nobody will use.
+#[test]
+fn what_is_made_ahead_can_be_left() {
+    let db = begun();
+    let (log, commit) = (db.engine().log().unwrap(), &db.engine().tree().commit);
+    let names = || log.directory.disk.list(&log.directory.path).unwrap();
+    let before = names();
+    assert!(matches!(log.make_spare_ahead(commit, &|| false), Err(Error::Cancelled)));
+    assert_eq!(names(), before);
+    log.make_spare(commit, 0).unwrap();
+    assert_eq!(names().len(), before.len() + 1);
 }
