@@ -3,7 +3,7 @@
 //! ```text
 //! RUSTFLAGS="--cfg shuttle" cargo test --release --test it shuttle
 //! ```
-//! `STILLFRAME_SCHEDULES=n` runs n distinct schedules in all (default 7,000), spread over the programs, half of them random,
+//! `STILLFRAME_SCHEDULES=n` runs n distinct schedules in all (default 70,000), spread over the programs, half of them random,
 //! half by probabilistic concurrency testing (PCT); `STILLFRAME_SEED=n` draws others. A failure prints its
 //! schedule; `STILLFRAME_SCHEDULE=<that> cargo test .. --test it shuttle::<program> -- --exact` runs it again.
 //!
@@ -540,7 +540,7 @@ fn check(name: &str, programs: usize, program: &'static Program) {
         shuttle::Runner::new(scheduler, config).run(body);
         return;
     }
-    let all = usize::try_from(number("STILLFRAME_SCHEDULES").unwrap_or(7_000)).unwrap();
+    let all = usize::try_from(number("STILLFRAME_SCHEDULES").unwrap_or(70_000)).unwrap();
     let wanted = all.div_ceil(programs);
     let seed = number("STILLFRAME_SEED").unwrap_or(1);
     let schedules = Arc::new(Mutex::new(HashSet::new()));
