@@ -62,7 +62,10 @@ impl Applier {
             _ => None,
         };
         let keys: Vec<&[u8]> = records.filter_map(first).collect();
-        engine.tree().prefetch_keys(&keys);
+        // One alone is as quick without.
+        if keys.len() > 1 {
+            engine.tree().prefetch_keys(&keys);
+        }
     }
 
     /// Applies the next record.

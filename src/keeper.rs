@@ -4,7 +4,6 @@
 //! Both sleep while nobody writes. Errors are not theirs to tell: a log that fails tells the next writer, and room that
 //! can't be made the next who needs it.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -87,14 +86,7 @@ impl Keeper {
                     recv(stopped) -> _ => return,
                 }
                 // Whoever needs room and has none tries again, and is told why there is none.
-                let is_synced = Cell::new(false);
-                let pause = || {
-                    // There is time for what was left first.
-                    if !is_synced.replace(true) {
-                        let _ = log.sync_left(&tree.commit);
-                    }
-                    stopped.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout)
-                };
+                let pause = || stopped.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout);
                 let _ = log.make_spare_ahead(&tree.commit, &pause);
                 let _ = log.sync_left(&tree.commit);
             }

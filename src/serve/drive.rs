@@ -1,7 +1,8 @@
 //! Drives one end of a session over a link: bytes in, messages to a machine, messages out, bytes.
 //!
 //! Three threads. One reads and does nothing else, so that the other side is never taken for dead because something here takes long; what it
-//! has read and nobody has taken yet is bounded. (A pipe within the process keeps what was written by itself, and has no such thread.) One has the machine take what came. One has it say what there is to say, and writes. The
+//! has read and nobody has taken yet is bounded. (A pipe within the process keeps what was written by itself, and has no such thread.) One has the
+//! machine take what came. One has it say what there is to say, and writes. The
 //! machine is locked by either while it has it; the writer does not wait for it: while it is busy for long, it says that one is there.
 
 use std::io::{self, Read, Write};

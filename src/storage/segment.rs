@@ -37,7 +37,8 @@ impl Spare {
         Self::make_with(directory, ordinal, capacity, None)
     }
 
-    /// As [`make`](Self::make), with a pause, if there is one, after each small piece: it is told how many bytes there are, and of how many, and says whether to go on.
+    /// As [`make`](Self::make), with a pause, if there is one, after each small piece: it is told how many bytes there are,
+    /// and of how many, and says whether to go on.
     pub(crate) fn make_with(
         directory: &Directory,
         ordinal: u64,
