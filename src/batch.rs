@@ -55,7 +55,7 @@ enum Kind {
 }
 
 /// Bytes counted for an operation beside its key and value.
-const OP_BYTES: u64 = 16;
+pub(crate) const OP_BYTES: u64 = 16;
 
 impl WriteBatch {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
@@ -249,7 +249,9 @@ impl WriteBatch {
 }
 
 /// The ranges sorted, overlapping ones joined, empty ones left out.
-fn union<'a>(ranges: impl Iterator<Item = (KeyspaceSlot, &'a Bounds)>) -> Vec<RangeDelete> {
+pub(crate) fn union<'a>(
+    ranges: impl Iterator<Item = (KeyspaceSlot, &'a Bounds)>,
+) -> Vec<RangeDelete> {
     let mut sorted: Vec<RangeDelete> = ranges
         .filter_map(|(slot, bounds)| {
             // Only the last keyspace there can be has no end; no key there is longer than a key may be.

@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     log: Option<Arc<Log>>,
     /// What a write waits for that doesn't say.
     durability: Durability,
+    /// How often a transaction is tried.
+    pub(crate) transaction_attempts: u32,
     pub(crate) saver: Option<Arc<Saver>>,
     /// Where there is no log: what replicas have not read yet, from the first one on.
     pub(crate) backlog: OnceLock<Arc<Log>>,
@@ -156,6 +158,7 @@ impl Database {
             keeper,
             log,
             durability: builder.durability,
+            transaction_attempts: builder.transaction_attempts,
             saver,
             backlog: OnceLock::new(),
             backlog_size: builder.backlog,
@@ -301,7 +304,8 @@ impl Database {
         let remove = BatchOp { slot: CATALOGUE, key: &key, prefix_len: PREFIX_LEN, put: None };
         let high = bounds.high.unwrap_or_else(|| vec![0xff; PREFIX_LEN + crate::MAX_KEY_LEN + 1]);
         let range = RangeDelete { slot, low: bounds.low, high, prefix_len: PREFIX_LEN };
-        let changes = Changes { ops: vec![remove], ranges: vec![range], drops: Some(slot) };
+        let changes =
+            Changes { ops: vec![remove], ranges: vec![range], drops: Some(slot), reads: None };
         let (position, _) = self.engine.tree.write_batch(&changes)?;
         catalogue.names.remove(name);
         drop(catalogue);

@@ -135,6 +135,12 @@ pub enum Error {
     },
     /// Something came for a replica, which by then followed nobody any more.
     NotFollowing,
+    /// Others changed, again and again, what a transaction had read before it could commit. Nothing changed;
+    /// see [`Builder::transaction_attempts`](crate::Builder::transaction_attempts).
+    Conflict {
+        /// How often it was tried.
+        attempts: u32,
+    },
     /// The database's own saves fail, and it was opened to refuse writes then. Nothing changed.
     SavesFail,
     /// The batch is committed and visible, but the log failed before it had the durability asked for: whether it
@@ -387,6 +393,9 @@ impl fmt::Display for Error {
                 write!(f, "the batch is on another line, which parted behind {fork}")
             }
             Error::Gone { fork: None } => f.write_str("the batch is on another line"),
+            Error::Conflict { attempts } => {
+                write!(f, "others changed what the transaction had read, {attempts} times in a row")
+            }
             Error::NotFollowing => f.write_str("the database follows nobody any more"),
             Error::SavesFail => f.write_str("saves fail, and writes are refused while they do"),
             Error::NotDurable { position, failure } => {

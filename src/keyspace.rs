@@ -165,6 +165,19 @@ impl Keyspace {
         })
     }
 
+    /// What its name stands for in `view`.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyspace`], also if that is another view than the present one.
+    pub(crate) fn place_in(&self, view: View) -> Result<Place> {
+        let mut place = self.place();
+        if place.view != view {
+            self.look_up(place)?;
+            place = self.place();
+        }
+        if place.view == view { Ok(place) } else { Err(Error::NoKeyspace) }
+    }
+
     pub(crate) fn is_of(&self, engine: &Arc<Engine>) -> bool {
         Arc::ptr_eq(&self.engine, engine)
     }

@@ -31,6 +31,7 @@ mod snapshot;
 mod stats;
 mod storage;
 mod sync;
+mod transaction;
 mod tree;
 
 pub use backup::{BackupReport, PointInTime, RestoreReport};
@@ -61,6 +62,8 @@ pub use storage::recovery::RecoveryMode;
 pub use storage::salvage::{Lost, LostKey, LostRange};
 pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, SaveReport};
 pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
+
+pub use transaction::{Transaction, TransactionRange};
 
 /// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.
 ///

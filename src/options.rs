@@ -33,6 +33,7 @@ pub struct Builder {
     pub(crate) budget: Option<StillBudget>,
     pub(crate) reclaims_by_itself: bool,
     pub(crate) durability: Durability,
+    pub(crate) transaction_attempts: u32,
     pub(crate) recovery: RecoveryMode,
     pub(crate) segment_bytes: u64,
     pub(crate) backlog: BacklogSize,
@@ -139,6 +140,7 @@ impl Builder {
             budget: None,
             reclaims_by_itself: true,
             durability: Durability::default(),
+            transaction_attempts: 100,
             recovery: RecoveryMode::default(),
             segment_bytes: 64 << 20,
             backlog: BacklogSize::default(),
@@ -228,6 +230,13 @@ impl Builder {
     /// What a write waits for unless it says otherwise. Default: [`Durability::Periodic`], a second.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// How often a [transaction](Database::transact) is tried before it fails with [`Error::Conflict`](crate::Error::Conflict). From the fourth
+    /// time on it waits a little before, up to a millisecond. Default: 100; least: 1.
+    pub fn transaction_attempts(mut self, attempts: u32) -> Self {
+        self.transaction_attempts = attempts.max(1);
         self
     }
 

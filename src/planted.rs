@@ -245,6 +245,14 @@ pub(crate) enum Bug {
     ZoneOfBase,
     /// Replicas: a pass may leave out what is needed whatever it is.
     CoverUnchecked,
+    /// Transactions: a key that was read may have changed before the commit.
+    ReadsUnvalidated,
+    /// Transactions: .. or a range.
+    RangesUnvalidated,
+    /// Transactions: leaves that were only read are let go of before all is applied.
+    ReadLatchesDropped,
+    /// Transactions: when a still is taken, what was read before need not be in it.
+    StillUnchecked,
 }
 
 /// Whether `bug` is alive.

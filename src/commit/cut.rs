@@ -20,6 +20,8 @@ pub enum Holder {
     Save,
     /// A range that is being read.
     Range,
+    /// A transaction that reads ranges, or what others change meanwhile.
+    Transaction,
     /// A replica that is sent leaves.
     Replica,
     /// What a replica goes on to show while the state that its source has sent is put in its place.

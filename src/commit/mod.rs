@@ -31,7 +31,7 @@ pub use self::cut::Holder;
 pub(crate) use self::cut::{Cut, KeyRange};
 pub(crate) use self::tail::{Body, Drained, Encoded, Forwarded, Tail};
 pub(crate) use self::totals::{CATALOGUE, Delta, KeyspaceSlot, Totals};
-pub(crate) use self::view::{Installed, View};
+pub(crate) use self::view::{Installed, Since, View};
 
 mod cut;
 mod tail;

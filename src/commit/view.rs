@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Commit, Cut, Holder, KeyspaceSlot, Span, Totals};
+use super::{Commit, Cut, Holder, KeyspaceSlot, Role, Span, Totals};
 use crate::clock::uptime_ms;
 use crate::planted::{Bug, planted};
-use crate::position::Position;
+use crate::position::{Position, Seq};
 use crate::sync::Ordering;
 use crate::{Error, Result};
 
@@ -33,6 +33,14 @@ pub(crate) struct Installed {
 /// tells that the leaves are the present, that it may be shown, and that the keyspace is still that one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View(u64);
+
+/// A moment, to be told later what has not changed since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Since {
+    pub(crate) seq: Seq,
+    /// Seqs go back when a replica is rewound, and stamps with them.
+    pub(crate) tick: u64,
+}
 
 impl View {
     /// The state can't be vouched for. Set once, never cleared.
@@ -196,6 +204,19 @@ impl Commit {
     /// Whether what leaves say of their last change means nothing to the cut of this tick. Asked under a leaf's latch.
     pub(crate) fn is_rewound(&self, tick: u64) -> bool {
         self.rewound_tick.load(Ordering::Acquire) > tick
+    }
+
+    /// The present, by which a leaf's stamp can tell later that it has not changed; `None` on a replica, whose present is replaced as a
+    /// whole from time to time.
+    pub(crate) fn since(&self) -> Option<Since> {
+        let state = self.state.lock();
+        let since = Since { seq: state.position.seq, tick: state.tick };
+        (state.role == Role::Primary).then_some(since)
+    }
+
+    /// Whether a leaf of this stamp has had no change since. Asked under its latch.
+    pub(crate) fn is_unchanged(&self, since: Since, stamp: Seq) -> bool {
+        stamp <= since.seq && !self.is_rewound(since.tick)
     }
 
     /// Refuses everything from now on.

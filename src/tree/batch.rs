@@ -18,8 +18,9 @@ use crate::sync::pin;
 use crate::tree::directory::Found;
 use crate::tree::leaf::{Leaf, Whole, mark_retained};
 use crate::tree::page::{Entry, Page, Place, common_prefix};
+use crate::tree::validate::{Held, ReadSet, conflict};
 use crate::tree::write::{Garbage, Put, cost_to_keep, slack};
-use crate::tree::{GROUP, Tree, WriteLatch};
+use crate::tree::{GROUP, ReadLatch, Tree, WriteLatch};
 
 /// What a batch makes of one key: `None` removes.
 pub(crate) struct BatchOp<'a> {
@@ -51,6 +52,8 @@ pub(crate) struct Changes<'a> {
     pub(crate) ranges: Vec<RangeDelete>,
     /// The keyspace that ends with this batch.
     pub(crate) drops: Option<KeyspaceSlot>,
+    /// What must be as it was read, or nothing is changed.
+    pub(crate) reads: Option<&'a ReadSet>,
 }
 
 impl Changes<'_> {
@@ -160,7 +163,8 @@ impl Tree {
         }
         // Where the key of each operation is or belongs in its leaf's page.
         let mut places = vec![Err(0); changes.ops.len()];
-        let mut planned = self.plan(changes, &mut places, &mut deltas);
+        let (latches, read) = self.latch_and_check(changes)?;
+        let mut planned = self.plan(latches, changes, &mut places, &mut deltas);
         let removed = deltas.removed_by_ranges;
         // What was logged is replayed, even if it came to nothing then.
         let is_given = body.is_given();
@@ -234,19 +238,47 @@ impl Tree {
         // All latches are released only now, when everything is applied.
         drop(born);
         drop(planned);
+        drop(read);
         Ok((Some(position), removed))
     }
 
-    /// Latches the batch's leaves and plans what is to become of each.
-    fn plan(
+    /// Latches the batch's leaves; those apart, to be read, that it has read from and does not change.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`](crate::Error::Conflict) if what was read is not so any more.
+    fn latch_and_check(
         &self,
+        changes: &Changes<'_>,
+    ) -> std::result::Result<(Vec<WriteLatch<'_>>, Vec<ReadLatch<'_>>), Denied> {
+        let Some(reads) = changes.reads else { return Ok((self.latch_all(changes), Vec::new())) };
+        let held = self.latch_needed(changes, reads);
+        if !self.is_as_read(&held, reads)? {
+            return Err(Denied::Error(conflict()));
+        }
+        let (mut written, mut read) = (Vec::new(), Vec::new());
+        for latch in held {
+            match latch {
+                Held::Read(latch) => read.push(latch),
+                Held::Write(latch) => written.push(latch),
+            }
+        }
+        if planted(Bug::ReadLatchesDropped) {
+            read.clear();
+        }
+        Ok((written, read))
+    }
+
+    /// Plans what is to become of each of the batch's leaves.
+    fn plan<'a>(
+        &'a self,
+        latches: Vec<WriteLatch<'a>>,
         changes: &Changes<'_>,
         places: &mut [Place],
         deltas: &mut Deltas,
-    ) -> Vec<Planned<'_>> {
+    ) -> Vec<Planned<'a>> {
         let mut planned = Vec::new();
         let mut next = 0;
-        for latch in self.latch_all(changes) {
+        for latch in latches {
             let page = latch.live();
             let own = changes.ops[next..].iter().take_while(|op| page.below_high(op.key)).count();
             planned.push(Planned::new(latch, next..next + own));

@@ -249,6 +249,27 @@ impl Leaf {
         merge_at(source, entries, tick, out);
     }
 
+    /// Whether a key in `[low, high)` may have something else now than at the cut of `tick`, which lives: also if it was changed and
+    /// changed back.
+    pub(crate) fn has_changed(&self, tick: u64, low: &[u8], high: Option<&[u8]>) -> bool {
+        let Some(kept) = &self.kept else { return false };
+        let range_of = |page: &Page| {
+            let end = high.map_or(page.len(), |high| page.seek(high));
+            page.seek(low).min(end)..end
+        };
+        let serves = |whole: &&Whole| whole.born <= tick && tick < whole.died;
+        if let Some(whole) = kept.whole.iter().find(serves) {
+            let (page, present) = (&whole.page, self.live());
+            // The page's fences may be wider.
+            let own_end = present.high().map_or(page.len(), |high| page.seek(high));
+            let range = range_of(page);
+            let old = range.start.max(page.seek(present.low()))..range.end.min(own_end);
+            return !page.has_same(old, present, range_of(present));
+        }
+        let Some(entries) = &kept.entries else { return false };
+        range_of(entries).any(|at| outlives(entries.entry(at).died, tick))
+    }
+
     /// The Seq of the last change that the cut at `tick` holds; when that is no longer known exactly, a later
     /// one, which is safe: it never hides a change.
     pub(crate) fn stamp_at(&self, tick: u64) -> Seq {

@@ -24,6 +24,7 @@ mod pass;
 mod reclaim;
 mod slab;
 pub(crate) mod still;
+mod validate;
 mod write;
 
 use std::ops::{Deref, DerefMut};
@@ -43,7 +44,10 @@ pub(crate) use ends::End;
 pub(crate) use page::{Entry, Value};
 pub(crate) use pass::Pass;
 pub(crate) use still::{Bounds, LeafCopy, Scan, Still};
-pub(crate) use write::{Condition, PointWrite, Written, given_value, new_value};
+pub(crate) use validate::{ReadSet, Seen, SeenRange, Sighted};
+pub(crate) use write::{
+    Condition, PointWrite, Written, given_value, new_value, owned_value, shared_value,
+};
 
 use arena::Arena;
 use directory::{Directory, Found, LeafId};

@@ -612,6 +612,26 @@ pub(crate) fn new_value<'a>(tree: &Tree, bytes: &'a [u8], expire_at: u64) -> Res
     given_value(tree, bytes, expire_at)
 }
 
+/// A value that its owner keeps for a while before it is put: a large one is copied once and for all.
+pub(crate) fn owned_value(tree: &Tree, bytes: &[u8]) -> Result<Slice> {
+    Ok(match new_value(tree, bytes, 0)?.value {
+        NewValue::Bytes(bytes) => Slice::new(bytes),
+        NewValue::Large(large) => Slice::large(large),
+    })
+}
+
+/// As [`new_value`], of an [`owned_value`].
+pub(crate) fn shared_value(value: &Slice, expire_at: u64) -> Put<'_> {
+    match value.as_large() {
+        Some(large) => {
+            Put { value: NewValue::Large(Arc::clone(large)), hash: large.hash(), expire_at }
+        }
+        None => {
+            Put { value: NewValue::Bytes(value), hash: fingerprint::value_hash(value), expire_at }
+        }
+    }
+}
+
 /// As [`new_value`], whatever memory it takes: another node has taken it already.
 pub(crate) fn given_value<'a>(tree: &Tree, bytes: &'a [u8], expire_at: u64) -> Result<Put<'a>> {
     if bytes.len() > crate::MAX_VALUE_LEN {

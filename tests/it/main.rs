@@ -26,3 +26,4 @@ mod shuttle;
 mod stamps;
 mod threads;
 mod tidy;
+mod transactions;

@@ -9,7 +9,7 @@
 //!
 //! A program is a start, then threads of single steps. Before it runs, every order of its writes is played on
 //! a map: what a still, a scan or a read shows must be one of the states so found, at the very Seq the still
-//! names, and stay it; a batch is whole or absent in all of them. Besides: fingerprints and counts of stills
+//! names, and stay it, and lead to the end that there is; a batch is whole or absent in all of them. Besides: fingerprints and counts of stills
 //! are recounted, [`Database::check`] holds at the end, and nothing is retained once all stills are gone.
 
 use std::collections::hash_map::DefaultHasher;
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use shuttle::scheduler::{PctScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
 use stillframe::simulation::{Clock, Random, SimClock};
-use stillframe::{Database, Keyspace, SaveOptions, Snapshot, WriteOptions};
+use stillframe::{Database, Keyspace, SaveOptions, Snapshot, Transaction, WriteOptions};
 
 /// One step of a thread; the first ones write.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,10 @@ enum Step {
     Clear,
     PopFirst,
     PopLast,
+    /// A transaction that removes the first key if it has both.
+    TakeOneOfTwo(u8, u8),
+    /// A transaction that puts a key if it finds nothing from the first key to before the second.
+    PutAlone(u8, u8, u8, u8),
     /// What these make of nothing takes the place of all there is; `Put` only, and nobody may write after it.
     Install(&'static [Step]),
     /// The clock moves on.
@@ -58,6 +62,8 @@ enum Step {
     /// Reads all, live.
     ScanAll,
     Get(u8),
+    /// A transaction that reads two keys.
+    GetBoth(u8, u8),
     First,
     Last,
 }
@@ -131,6 +137,13 @@ impl State {
             Remove(key) => removed(&mut next, Some(key)),
             PopFirst => removed(&mut next, visible.first().copied()),
             PopLast => removed(&mut next, visible.last().copied()),
+            TakeOneOfTwo(key, other) if visible.contains(&other) => removed(&mut next, Some(key)),
+            PutAlone(low, high, key, value)
+                if !visible.iter().any(|key| (low..high).contains(key)) =>
+            {
+                next.content.insert(key, (value, 0));
+                next.seq += 1;
+            }
             Batch(steps) => {
                 for step in steps {
                     match *step {
@@ -162,8 +175,8 @@ impl State {
 
 /// Every state that some order of the program's writes leads to.
 struct Reachable {
-    /// Contents by Seq.
-    by_seq: HashMap<u64, HashSet<Content>>,
+    /// Contents by Seq, and to which ends each may have led.
+    by_seq: HashMap<u64, HashMap<Content, HashSet<Content>>>,
     ends: HashSet<Content>,
 }
 
@@ -175,31 +188,53 @@ impl Reachable {
             now_ms: START_MS,
             at: vec![0; program.threads.len()],
         };
-        let (mut by_seq, mut ends) = (HashMap::<u64, HashSet<Content>>::new(), HashSet::new());
+        let mut before = Vec::new();
         for step in program.start {
             state = state.after(step);
-            by_seq.entry(state.seq).or_default().insert(state.content.clone());
+            before.push(state.clone());
         }
-        let (mut known, mut todo) = (HashSet::new(), vec![state]);
-        while let Some(state) = todo.pop() {
-            if !known.insert(state.clone()) {
-                continue;
-            }
-            by_seq.entry(state.seq).or_default().insert(state.content.clone());
-            let mut is_end = true;
-            for (thread, steps) in program.threads.iter().enumerate() {
-                if let Some(step) = steps.get(state.at[thread]) {
-                    is_end = false;
-                    let mut next = state.after(step);
-                    next.at[thread] += 1;
-                    todo.push(next);
-                }
-            }
-            if is_end {
-                ends.insert(state.content);
-            }
+        let mut known = HashMap::new();
+        let ends = Self::ends_from(&state, program, &mut known);
+        let mut by_seq = HashMap::<u64, HashMap<Content, HashSet<Content>>>::new();
+        known.extend(before.into_iter().map(|state| (state, ends.clone())));
+        for (State { seq, content, .. }, ends) in known {
+            by_seq.entry(seq).or_default().entry(content).or_default().extend(ends);
         }
         Self { by_seq, ends }
+    }
+
+    /// Where the program may end from `state` on. What is `known` is not looked at again.
+    fn ends_from(
+        state: &State,
+        program: &Program,
+        known: &mut HashMap<State, HashSet<Content>>,
+    ) -> HashSet<Content> {
+        if let Some(ends) = known.get(state) {
+            return ends.clone();
+        }
+        let mut ends = HashSet::new();
+        let mut is_end = true;
+        for (thread, steps) in program.threads.iter().enumerate() {
+            if let Some(step) = steps.get(state.at[thread]) {
+                is_end = false;
+                let mut next = state.after(step);
+                next.at[thread] += 1;
+                ends.extend(Self::ends_from(&next, program, known));
+            }
+        }
+        if is_end {
+            ends.insert(state.content.clone());
+        }
+        known.insert(state.clone(), ends.clone());
+        ends
+    }
+
+    /// Whether from what `shown` was made of the program may have come to an end that looks like `end`.
+    fn leads(&self, (seq, time, shown): &(u64, u64, Seen), end: impl Fn(&Content) -> bool) -> bool {
+        self.by_seq.get(seq).into_iter().flatten().any(|(content, ends)| {
+            let state = State { seq: 0, content: content.clone(), now_ms: 0, at: Vec::new() };
+            state.seen(*time) == *shown && ends.iter().any(&end)
+        })
     }
 
     /// Whether `shown` can be made of a state with a Seq in `seqs`, judged at a time in `times`.
@@ -209,7 +244,7 @@ impl Reachable {
         times: &[u64],
         shown: impl Fn(&Seen) -> bool,
     ) -> bool {
-        seqs.filter_map(|seq| self.by_seq.get(&seq)).flatten().any(|content| {
+        seqs.filter_map(|seq| self.by_seq.get(&seq)).flatten().any(|(content, _)| {
             let state = State { seq: 0, content: content.clone(), now_ms: 0, at: Vec::new() };
             times.iter().any(|time| shown(&state.seen(*time)))
         })
@@ -231,6 +266,8 @@ struct World {
     /// What is installed, saved: by the steps that made it.
     arrivals: Vec<(&'static [Step], Vec<u8>)>,
     stills: Mutex<[Option<Arc<Held>>; STILLS]>,
+    /// Numbers and times of stills, and what they showed.
+    shown: Mutex<Vec<(u64, u64, Seen)>>,
 }
 
 impl World {
@@ -258,6 +295,24 @@ impl World {
             Clear => drop(space.clear().unwrap()),
             PopFirst => drop(space.pop_first().unwrap()),
             PopLast => drop(space.pop_last().unwrap()),
+            TakeOneOfTwo(key, other) => {
+                let take = |tx: &mut Transaction| {
+                    if tx.contains_key(space, [other])? {
+                        tx.remove(space, [key])?;
+                    }
+                    Ok(())
+                };
+                self.db.transact(take).unwrap();
+            }
+            PutAlone(low, high, key, value) => {
+                let put = |tx: &mut Transaction| {
+                    if tx.range(space, [low]..[high]).next().transpose()?.is_none() {
+                        tx.insert(space, [key], [value])?;
+                    }
+                    Ok(())
+                };
+                self.db.transact(put).unwrap();
+            }
             Install(steps) => {
                 let of_these = |(made_by, _): &&(&[Step], Vec<u8>)| std::ptr::eq(*made_by, steps);
                 let (_, bytes) = self.arrivals.iter().find(of_these).unwrap();
@@ -278,7 +333,13 @@ impl World {
                 let held = self.stills.lock().unwrap()[number].clone();
                 if let Some(held) = held {
                     let seen = self.read(&held.snapshot);
-                    assert_eq!(*held.seen.get_or_init(|| seen.clone()), seen, "a still changed");
+                    let first = held.seen.get_or_init(|| {
+                        let Held { snapshot, .. } = &*held;
+                        let shown = (snapshot.seq().0, snapshot.time_ms(), seen.clone());
+                        self.shown.lock().unwrap().push(shown);
+                        seen.clone()
+                    });
+                    assert_eq!(*first, seen, "a still changed");
                 }
             }
             Drop(number) => {
@@ -340,6 +401,17 @@ impl World {
                 || space.get([key]).unwrap().map(|value| value[0]),
                 |state| state.iter().find(|(k, _)| *k == key).map(|(_, value)| *value),
             ),
+            GetBoth(a, b) => {
+                let get =
+                    |tx: &mut Transaction, key: u8| Ok(tx.get(space, [key])?.map(|value| value[0]));
+                self.live(
+                    || self.db.transact(|tx| Ok([get(tx, a)?, get(tx, b)?])).unwrap(),
+                    |state| {
+                        let of = |key| state.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
+                        [of(a), of(b)]
+                    },
+                );
+            }
             First => self.live(|| space.first().unwrap().map(pair), |state| state.first().copied()),
             Last => self.live(|| space.last().unwrap().map(pair), |state| state.last().copied()),
         }
@@ -348,7 +420,7 @@ impl World {
     /// At this number a pass shows a state that there was.
     fn was(&self, seq: u64, content: &Content) {
         let states = self.reachable.by_seq.get(&seq);
-        let is_state = states.is_some_and(|states| states.contains(content));
+        let is_state = states.is_some_and(|states| states.contains_key(content));
         assert!(is_state, "the pass at {seq} shows {content:?}, which never was");
     }
 
@@ -425,7 +497,9 @@ fn execute(program: &'static Program, reachable: &Arc<Reachable>) {
     let arrivals = arrivals.collect();
     let (db, space) = empty(&clock);
     let (stills, reachable_here) = (Mutex::default(), Arc::clone(reachable));
-    let world = Arc::new(World { db, space, clock, reachable: reachable_here, arrivals, stills });
+    let shown = Mutex::default();
+    let world = World { db, space, clock, reachable: reachable_here, arrivals, stills, shown };
+    let world = Arc::new(world);
     program.start.iter().for_each(|step| world.step(step));
     let run = |steps: &'static &'static [Step]| {
         let world = Arc::clone(&world);
@@ -450,6 +524,10 @@ fn execute(program: &'static Program, reachable: &Arc<Reachable>) {
     let ends: BTreeSet<Seen> = reachable.ends.iter().map(shown).collect();
     let end: Seen = world.space.range::<&[u8]>(..).map(|item| pair(item.unwrap())).collect();
     assert!(ends.contains(&end), "the end {end:?} is that of no order of the writes");
+    for still in &*world.shown.lock().unwrap() {
+        let leads = reachable.leads(still, |content| shown(content) == end);
+        assert!(leads, "no order of the writes leads from the still {still:?} to the end {end:?}");
+    }
 }
 
 /// Draws schedules from two schedulers in turn and counts those that differ, until there are enough.
@@ -716,6 +794,30 @@ programs! {
          Install(&[Put(b'a', 3), Put(b'd', 3), Put(b'e', 2), Put(b'g', 3), Put(b'h', 3)]), Reclaim],
         [Get(b'a'), Cut(0), Scan(b'c', b'h'), Read(0), Get(b'g')],
         [Reclaim, Take(1), Last, Read(1), Drop(1)];
+
+    /// Transactions: of two that take one of two keys each, as long as both are there, one does. In other leaves than they change.
+    write_skew: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1)] =>
+        [TakeOneOfTwo(b'a', b'i')],
+        [TakeOneOfTwo(b'i', b'a')],
+        [Put(b'b', 2), Put(b'h', 2), Remove(b'c')];
+
+    /// Transactions: of two that put a key into an empty range one does, and what is put there otherwise is seen by both.
+    phantoms: [Put(b'a', 1), Put(b'b', 1), Put(b'c', 1), Put(b'h', 1), Put(b'i', 1), Put(b'j', 1)] =>
+        [PutAlone(b'c', b'h', b'd', 2), PutAlone(b'd', b'h', b'd', 2)],
+        [PutAlone(b'd', b'h', b'g', 3), Remove(b'd')],
+        [Put(b'b', 4), Reclaim];
+
+    /// Transactions: what one has only read does not change before what it writes has its place.
+    read_and_written_at_once: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1)] =>
+        [TakeOneOfTwo(b'a', b'i')],
+        [Remove(b'i')],
+        [Cut(0), Cut(1)];
+
+    /// Transactions: what one reads is of one moment, whatever it meets on the way.
+    of_one_moment: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Put(b'i', 1)] =>
+        [Batch(&[Put(b'a', 2), Put(b'i', 2)]), Batch(&[Put(b'a', 3), Put(b'i', 3)])],
+        [GetBoth(b'a', b'i'), GetBoth(b'i', b'a')],
+        [Put(b'b', 4), Put(b'h', 4)];
 
     /// Two writers, one with a batch over two leaves and one that splits, a cut, a drop, a merge, a scan.
     everything: [Put(b'a', 1), Put(b'c', 1), Put(b'e', 1), Put(b'g', 1), Cut(0)] =>

@@ -19,6 +19,7 @@ mod planted;
 mod read;
 mod replicate;
 mod seeds;
+mod serialize;
 mod trace;
 
 #[derive(Parser)]
@@ -52,6 +53,8 @@ enum Campaign {
     Seeds(seeds::Options),
     /// Nodes that replicate over links that lose and delay, in virtual time: all have what was committed, and become the same.
     Replicate(replicate::Options),
+    /// Transactions at random, in turns and on threads: all is as if they had been done one after the other.
+    Serialize(serialize::Options),
     /// Builds with planted bugs and runs, for each, the test that must catch it.
     Planted(planted::Options),
 }
@@ -68,6 +71,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Campaign::Golden(options) => golden::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Seeds(options) => seeds::run(&options).map(|()| ExitCode::SUCCESS),
         Campaign::Replicate(options) => replicate::run(&options),
+        Campaign::Serialize(options) => serialize::run(&options),
         Campaign::Planted(options) => planted::run(&options),
     }
 }

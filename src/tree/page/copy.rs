@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use super::{HEADER, LARGE_KEY, LARGE_VALUE, NO_HIGH, Page, SLOT, common_prefix, flags_of, shape};
+use super::{
+    HEADER, LARGE_KEY, LARGE_VALUE, NO_HIGH, Page, SLOT, Value, common_prefix, flags_of, shape,
+};
 use crate::commit::Totals;
 use crate::fingerprint;
 use crate::tree::arena::Arena;
@@ -177,6 +179,30 @@ impl Page {
         }
         header.fingerprint = fingerprint;
         (header.run, header.last_insert, header.larges) = (run, last, larges);
+    }
+
+    /// Whether the entries in `range` are those of `other` in `other_range`, keys and all. A large value is the same only if it is there once.
+    pub(crate) fn has_same(
+        &self,
+        range: std::ops::Range<usize>,
+        other: &Page,
+        other_range: std::ops::Range<usize>,
+    ) -> bool {
+        let (mut key, mut other_key) = (Vec::new(), Vec::new());
+        range.len() == other_range.len()
+            && range.zip(other_range).all(|(at, other_at)| {
+                self.key_into(at, &mut key);
+                other.key_into(other_at, &mut other_key);
+                let (own, other) = (self.entry(at), other.entry(other_at));
+                let same_value = match (own.value, other.value) {
+                    (Value::Large(own), Value::Large(other)) => {
+                        std::ptr::eq(own.get(), other.get())
+                    }
+                    (Value::Large(_), _) | (_, Value::Large(_)) => false,
+                    (own, other) => own.bytes() == other.bytes(),
+                };
+                key == other_key && own.expire_at == other.expire_at && same_value
+            })
     }
 
     /// A copy with counts of its own on whatever lies outside, and room for `extra` bytes more.
