@@ -1,4 +1,4 @@
-//! What stands on the tree: transactions.
+//! What stands on the tree: transactions, expiry.
 //!
 //! `cargo bench --bench surface [-- --quick] [--only SECTION]`; the number of records is `STILLFRAME_BENCH_KEYS`, 3,000,000 if unset.
 //! A line is a median over rounds, in which the variants take turns, with the smallest and largest beside it. Lines that begin
@@ -8,13 +8,14 @@ mod workload;
 
 use std::env;
 use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use stillframe::{Database, Keyspace};
+use stillframe::{Database, Keyspace, WriteOptions};
 
-use workload::measure::{Samples, at_least, interleaved, together};
-use workload::{Key, Keys, records, shuffled, value};
+use workload::measure::{Latencies, Samples, at_least, at_most, interleaved, together};
+use workload::{FreshValues, Key, Keys, Probes, Scratch, records, shuffled, value};
 
-const SECTIONS: &[&str] = &["transactions"];
+const SECTIONS: &[&str] = &["transactions", "expiry"];
 const KEYS: Keys = Keys::Demo;
 
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +41,10 @@ fn main() -> ExitCode {
             continue;
         }
         println!("\n== {section}, {} records", effort.records);
-        transactions(effort);
+        match *section {
+            "transactions" => transactions(effort),
+            _ => expiry(effort, is_quick),
+        }
     }
     ExitCode::SUCCESS
 }
@@ -114,4 +118,86 @@ fn transactions(effort: Effort) {
     at_least("disjoint transactions, 2 threads over 1", over(&found[1], &found[0]), 1.6, "x");
     println!("  beside: batches, 2 threads over 1: {:.2} x", over(&found[3], &found[2]));
     println!("  a transaction over reads and a batch: {:.2} x", over(&found[0], &found[2]));
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_millis()).expect("some time to come")
+}
+
+/// Entries that fall due within one second, while others are written.
+fn expiry(effort: Effort, is_quick: bool) {
+    let due = if is_quick { 20_000 } else { 1_000_000 };
+    let rounds = if is_quick { 1 } else { 3 };
+    let scratch = Scratch::new();
+    let builder = Database::builder().save_when_log_exceeds(None);
+    let db = builder.open(scratch.file("expiry")).expect("a database");
+    let data = db.keyspace("data").expect("a keyspace");
+    for number in shuffled(effort.records) {
+        data.insert(KEYS.key(number), value(number)).expect("an insert");
+    }
+    let sessions = db.keyspace("sessions").expect("a keyspace");
+    let probes = Probes::new(KEYS, effort.records, 7);
+    let values = FreshValues::new();
+    // Overwrites records until it is told to stop.
+    let write = |round: usize, is_over: &dyn Fn() -> bool| {
+        let (mut latencies, mut values) = (Latencies::new(), values.values(round));
+        let mut last = Instant::now();
+        for batch in 0.. {
+            for key in probes.keys(round * 1_000 + batch, 256) {
+                data.insert(key, values.next().expect("without end")).expect("an update");
+                let now = Instant::now();
+                latencies.record(now - last);
+                last = now;
+            }
+            if is_over() {
+                break;
+            }
+            last = Instant::now();
+        }
+        latencies
+    };
+    let mut beyond = Samples::default();
+    for round in 0..rounds {
+        // Long enough for all to be there before, and for a look at writes that nothing disturbs.
+        let from = now_ms() + if is_quick { 1_000 } else { 12_000 };
+        let before = db.stats().expired;
+        for number in shuffled(due) {
+            let until = WriteOptions::new().expire_at(from + (number % 1_000) as u64);
+            let key = format!("{round}-{number:08}");
+            sessions.insert_with(key, value(number), until).expect("an insert");
+        }
+        let left = from.saturating_sub(now_ms());
+        assert!(left > 0, "{due} entries were not there in time");
+        let idle = write(round, &|| now_ms() >= from);
+        let swept = || db.stats().expired - before >= due as u64;
+        let began = Instant::now();
+        let busy =
+            write(round + 50, &|| swept() && began.elapsed() >= Duration::from_millis(1_500));
+        let took = began.elapsed();
+        // Per second of each.
+        let idle_s = left as f64 / 1e3;
+        let expected = idle.above_5_ms() as f64 / idle_s * took.as_secs_f64();
+        beyond.0.push(busy.above_5_ms() as f64 - expected);
+        println!(
+            "  round {round}: {due} entries gone {:.2} s after the first was due; idle: {} writes, p99.9 {:.1} us, max {:.1} ms, above 5 ms {} in {idle_s:.1} s; meanwhile: {} writes, p99.9 {:.1} us, max {:.1} ms, above 5 ms {} in {:.1} s",
+            took.as_secs_f64(),
+            idle.count(),
+            idle.quantile_us(0.999),
+            idle.max_us() / 1e3,
+            idle.above_5_ms(),
+            busy.count(),
+            busy.quantile_us(0.999),
+            busy.max_us() / 1e3,
+            busy.above_5_ms(),
+            took.as_secs_f64(),
+        );
+        assert!(sessions.is_empty().expect("a count"), "something that expires is still there");
+    }
+    at_most(
+        "writes above 5 ms beyond those of an idle time as long, median",
+        beyond.median(),
+        0.0,
+        "",
+    );
 }

@@ -58,7 +58,11 @@ impl Applier {
     /// Brings what the first effect of each of these records will touch towards the cache; nothing needs to be proven of them yet.
     pub(crate) fn prefetch<'a>(engine: &Engine, records: impl Iterator<Item = &'a [u8]>) {
         let first = |body| match Effects::new(body).next() {
-            Some(Ok(LoggedEffect::Put { key, .. } | LoggedEffect::Remove { key })) => Some(key),
+            Some(Ok(
+                LoggedEffect::Put { key, .. }
+                | LoggedEffect::Remove { key }
+                | LoggedEffect::Expire { key },
+            )) => Some(key),
             _ => None,
         };
         let keys: Vec<&[u8]> = records.filter_map(first).collect();
@@ -164,7 +168,7 @@ impl Applier {
                     let put = Some(given_value(tree, value, expire_at)?);
                     changes.ops.push(BatchOp { slot, key, prefix_len, put });
                 }
-                LoggedEffect::Remove { key } => {
+                LoggedEffect::Remove { key } | LoggedEffect::Expire { key } => {
                     if id_of(key) == CATALOGUE_ID {
                         let name = std::str::from_utf8(&key[PREFIX_LEN..]);
                         names.push((name.map_err(|_| Fault::Text)?.to_owned(), None));

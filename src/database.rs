@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use crate::batch::WriteBatch;
 use crate::clock::random_id;
 use crate::commit::{CATALOGUE, Cut, Holder, KeyspaceSlot, Role, View};
+use crate::expiry::{Expiry, Sweeper};
 use crate::follow::Following;
 #[cfg(feature = "simulation")]
 use crate::install::Arrival;
@@ -64,7 +65,7 @@ pub struct Database {
 pub(crate) struct Engine {
     tree: Arc<Tree>,
     pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) catalogue: Mutex<Catalogue>,
+    pub(crate) catalogue: Arc<Mutex<Catalogue>>,
     budget: Option<StillBudget>,
     /// Whether the budget's callback has been told of the present excess.
     ///
@@ -76,6 +77,9 @@ pub(crate) struct Engine {
     log: Option<Arc<Log>>,
     /// What a write waits for that doesn't say.
     durability: Durability,
+    expiry: Arc<Expiry>,
+    sweeper: OnceLock<Sweeper>,
+    sweeps_by_itself: bool,
     /// How often a transaction is tried.
     pub(crate) transaction_attempts: u32,
     pub(crate) saver: Option<Arc<Saver>>,
@@ -91,7 +95,7 @@ pub(crate) struct Engine {
     /// Release when set, acquire when read: who finds it even and unchanged has read one state's line and data set.
     pub(crate) installs: AtomicU64,
     pub(crate) hub: Arc<Hub>,
-    pub(crate) signals: Signals,
+    pub(crate) signals: Arc<Signals>,
     pub(crate) following: Mutex<Option<Arc<Following>>>,
     /// One hand-over at a time.
     pub(crate) handing: Mutex<()>,
@@ -148,25 +152,37 @@ impl Database {
             }
             (saver, log) = (Some(own), Some(own_log));
         }
+        let own_dataset = Mutex::new(random_id()?);
+        let (catalogue, signals) = (Arc::new(Mutex::new(catalogue)), Arc::<Signals>::default());
+        let expiry = Arc::new(Expiry {
+            tree: Arc::clone(&tree),
+            catalogue: Arc::clone(&catalogue),
+            signals: Arc::clone(&signals),
+            log: keeper.as_ref().map(Keeper::waker),
+            expired: AtomicU64::new(0),
+        });
         let engine = Engine {
             tree,
             disk: builder.disk,
-            catalogue: Mutex::new(catalogue),
+            catalogue,
             budget: builder.budget,
             is_over_budget: AtomicBool::new(false),
             reclaimer,
             keeper,
             log,
             durability: builder.durability,
+            expiry,
+            sweeper: OnceLock::new(),
+            sweeps_by_itself: builder.sweeps_by_itself,
             transaction_attempts: builder.transaction_attempts,
             saver,
             backlog: OnceLock::new(),
             backlog_size: builder.backlog,
             node,
-            own_dataset: Mutex::new(random_id()?),
+            own_dataset,
             installs: AtomicU64::new(0),
             hub: Arc::default(),
-            signals: Signals::default(),
+            signals,
             following: Mutex::default(),
             handing: Mutex::default(),
             placing: Mutex::default(),
@@ -174,6 +190,7 @@ impl Database {
             save_thread,
             report,
         };
+        engine.look_after_expiry();
         Ok(Self { engine: Arc::new(engine) })
     }
 
@@ -304,8 +321,12 @@ impl Database {
         let remove = BatchOp { slot: CATALOGUE, key: &key, prefix_len: PREFIX_LEN, put: None };
         let high = bounds.high.unwrap_or_else(|| vec![0xff; PREFIX_LEN + crate::MAX_KEY_LEN + 1]);
         let range = RangeDelete { slot, low: bounds.low, high, prefix_len: PREFIX_LEN };
-        let changes =
-            Changes { ops: vec![remove], ranges: vec![range], drops: Some(slot), reads: None };
+        let changes = Changes {
+            ops: vec![remove],
+            ranges: vec![range],
+            drops: Some(slot),
+            ..Changes::default()
+        };
         let (position, _) = self.engine.tree.write_batch(&changes)?;
         catalogue.names.remove(name);
         drop(catalogue);
@@ -394,6 +415,7 @@ impl Database {
             stills,
             keyspaces,
             log: self.engine.log_stats(),
+            expired: self.engine.expiry.expired.load(Ordering::Relaxed),
         }
     }
 
@@ -516,6 +538,14 @@ impl Database {
         self.engine.tree.commit.rewind_seq(seq, history);
     }
 
+    /// Does what the thread that removes expired entries does, until nothing is due. How many entries were removed.
+    pub fn sweep_expired(&self) -> u64 {
+        let Expiry { expired, .. } = &*self.engine.expiry;
+        let before = expired.load(Ordering::Relaxed);
+        self.engine.expiry.sweep(std::time::Duration::MAX);
+        expired.load(Ordering::Relaxed) - before
+    }
+
     /// Checks every invariant of the tree that can be checked while nothing runs.
     ///
     /// # Panics
@@ -564,12 +594,21 @@ impl Engine {
         if let Some(budget) = &self.budget {
             self.check_budget(budget);
         }
+        self.look_after_expiry();
         let reached = match &self.log {
             None => Ok(()),
             Some(log) => self.reach(log, position, level.unwrap_or(self.durability)),
         };
         self.signals.committed();
         reached
+    }
+
+    /// Once anything is to expire somebody sweeps.
+    #[inline]
+    fn look_after_expiry(&self) {
+        if self.tree.has_expiries() && self.sweeps_by_itself {
+            self.sweeper.get_or_init(|| Sweeper::start(Arc::clone(&self.expiry)));
+        }
     }
 
     /// After records of another node were applied, or a state of its was put in place: who waits for something to do is told. They are synced as writes of
@@ -583,6 +622,7 @@ impl Engine {
             }
             keeper.committed();
         }
+        self.look_after_expiry();
         self.signals.committed();
     }
 
@@ -710,7 +750,8 @@ impl fmt::Debug for Database {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.dismiss();
-        // Before the tree goes: the threads hold it for as long as they run.
+        // Before the tree goes: the threads hold it for as long as they run. First of all who writes.
+        self.sweeper.take();
         self.reclaimer = None;
         self.keeper = None;
         self.save_thread = None;

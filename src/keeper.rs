@@ -24,11 +24,17 @@ const NEVER: u64 = u64::MAX;
 
 /// See the file's head. Ends its threads when dropped.
 pub(crate) struct Keeper {
-    watch: Arc<Watch>,
-    wake: Sender<()>,
+    waker: Waker,
     /// Dropped to end the threads.
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Tells the thread that writes and syncs, also when its keeper has gone.
+#[derive(Clone)]
+pub(crate) struct Waker {
+    watch: Arc<Watch>,
+    wake: Sender<()>,
 }
 
 /// What writers tell the thread that writes and syncs.
@@ -95,9 +101,33 @@ impl Keeper {
             spawn("stillframe-log", Box::new(keep)),
             spawn("stillframe-segment", Box::new(make)),
         ];
-        Self { watch, wake, stop: Some(stop), threads }
+        Self { waker: Waker { watch, wake }, stop: Some(stop), threads }
     }
 
+    /// A way to tell that a batch was committed.
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// As [`Waker::committed`].
+    #[inline]
+    pub(crate) fn committed(&self) {
+        self.waker.committed();
+    }
+
+    /// What is committed now is to be synced so much later.
+    #[inline]
+    pub(crate) fn sync_within(&self, period: Duration) {
+        let watch = &self.waker.watch;
+        let period_ms = u64::try_from(period.as_millis()).unwrap_or(NEVER);
+        let wanted = watch.tick.load(Ordering::Relaxed).saturating_add(period_ms);
+        if watch.due.load(Ordering::Relaxed) > wanted {
+            watch.due.fetch_min(wanted, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Waker {
     /// A batch was committed that nobody has written out yet, or synced.
     #[inline]
     pub(crate) fn committed(&self) {
@@ -106,16 +136,6 @@ impl Keeper {
         {
             // Full: it was told.
             let _ = self.wake.try_send(());
-        }
-    }
-
-    /// What is committed now is to be synced so much later.
-    #[inline]
-    pub(crate) fn sync_within(&self, period: Duration) {
-        let period_ms = u64::try_from(period.as_millis()).unwrap_or(NEVER);
-        let wanted = self.watch.tick.load(Ordering::Relaxed).saturating_add(period_ms);
-        if self.watch.due.load(Ordering::Relaxed) > wanted {
-            self.watch.due.fetch_min(wanted, Ordering::Relaxed);
         }
     }
 }

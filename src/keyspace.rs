@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::{ControlFlow, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::batch::delete_bounds;
 use crate::commit::{KeyspaceSlot, View};
@@ -354,6 +355,65 @@ impl Keyspace {
                 Written::Compare(large) => {
                     return Ok(Err(CompareAndSwapError { current: Some(Slice::large(large)) }));
                 }
+            }
+        }
+    }
+
+    /// When `key` expires, in milliseconds since 1970-01-01 00:00 UTC; `None` if it has no value, or one that doesn't expire.
+    pub fn expires_at(&self, key: impl AsRef<[u8]>) -> Result<Option<u64>> {
+        let (key, tree) = (key.as_ref(), self.engine.tree());
+        let read = |entry: Entry<'_>| entry.expire_at;
+        let found = self.at(|place| tree.read(place.view, &place.key(key)?, read))?;
+        Ok(found.filter(|expire_at| *expire_at != 0))
+    }
+
+    /// Gives `key` another `ttl` from now on; whether it has a value.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use stillframe::{Database, WriteOptions};
+    /// let sessions = Database::in_memory().keyspace("sessions")?;
+    /// sessions.insert_with("s1", "user 7", WriteOptions::new().ttl(Duration::from_secs(60)))?;
+    /// assert!(sessions.touch("s1", Duration::from_secs(3600))?);
+    /// assert!(sessions.persist_key("s1")? && sessions.expires_at("s1")?.is_none());
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    ///
+    /// Cost: that of an [`update`](Keyspace::update) that changes nothing: the value is written again, to the log as well.
+    pub fn touch(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+        let expire_at = WriteOptions::new().ttl(ttl).resolve(self.engine.tree().clock());
+        self.expire_at(key, expire_at)
+    }
+
+    /// As [`touch`](Keyspace::touch), with the time at which it expires, in milliseconds since 1970-01-01 00:00 UTC; 0 for never.
+    pub fn expire_at(&self, key: impl AsRef<[u8]>, unix_ms: u64) -> Result<bool> {
+        Ok(self.set_expiry(key.as_ref(), unix_ms)?.is_some())
+    }
+
+    /// Has `key` stay for good; whether it would have expired.
+    pub fn persist_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.set_expiry(key.as_ref(), 0)?.is_some_and(|old| old != 0))
+    }
+
+    /// What the expiry was; `None` if there is no value.
+    fn set_expiry(&self, key: &[u8], expire_at: u64) -> Result<Option<u64>> {
+        let tree = self.engine.tree();
+        loop {
+            let read = |entry: Entry<'_>| (entry.value.to_slice(), entry.expire_at);
+            let found = self.at(|place| tree.read(place.view, &place.key(key)?, read))?;
+            let Some((value, old)) = found else { return Ok(None) };
+            let condition = Condition::Is {
+                value: Some(&value),
+                verified: value.as_large(),
+                expire_at: Some(old),
+            };
+            if old == expire_at {
+                return Ok(Some(old));
+            }
+            if let Written::Done { .. } =
+                self.write(key, Some(&value), expire_at, &condition, false)?
+            {
+                return Ok(Some(old));
             }
         }
     }

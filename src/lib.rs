@@ -7,6 +7,7 @@ mod clock;
 mod commit;
 mod database;
 mod error;
+mod expiry;
 mod fingerprint;
 mod follow;
 mod format;

@@ -32,6 +32,8 @@ pub struct Builder {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) budget: Option<StillBudget>,
     pub(crate) reclaims_by_itself: bool,
+    /// Whether a thread of the database's own removes what is past its time.
+    pub(crate) sweeps_by_itself: bool,
     pub(crate) durability: Durability,
     pub(crate) transaction_attempts: u32,
     pub(crate) recovery: RecoveryMode,
@@ -139,6 +141,7 @@ impl Builder {
             disk: Arc::new(OsDisk),
             budget: None,
             reclaims_by_itself: true,
+            sweeps_by_itself: true,
             durability: Durability::default(),
             transaction_attempts: 100,
             recovery: RecoveryMode::default(),
@@ -343,8 +346,10 @@ impl Builder {
         self
     }
 
-    /// The clock that expiry is judged by.
+    /// The clock that expiry is judged by. Time goes on when the caller says so, and so does what is past it: with
+    /// [`Database::sweep_expired`] alone.
     pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.sweeps_by_itself = false;
         self.config.clock = Arc::new(clock);
         self
     }

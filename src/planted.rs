@@ -245,6 +245,12 @@ pub(crate) enum Bug {
     ZoneOfBase,
     /// Replicas: a pass may leave out what is needed whatever it is.
     CoverUnchecked,
+    /// Expiry: what expires at all is removed before its time.
+    ExpiresEarly,
+    /// Expiry: the right half of a split is not known to have anything that expires.
+    DueLostAtSplit,
+    /// Expiry: nor is what was loaded.
+    DueLostAtLoad,
     /// Transactions: a key that was read may have changed before the commit.
     ReadsUnvalidated,
     /// Transactions: .. or a range.

@@ -127,7 +127,9 @@ impl Apply for Replayer<'_> {
                 LoggedEffect::Put { key, value, expire_at } => {
                     self.add(key, Some((value, expire_at))).map_err(ApplyError::Fault)?;
                 }
-                LoggedEffect::Remove { key } => self.add(key, None).map_err(ApplyError::Fault)?,
+                LoggedEffect::Remove { key } | LoggedEffect::Expire { key } => {
+                    self.add(key, None).map_err(ApplyError::Fault)?;
+                }
                 LoggedEffect::RemoveRange { low, high } => {
                     // What came before is removed by it, what the same batch puts is not.
                     if ranges.is_empty() {

@@ -269,6 +269,13 @@ impl SnapshotKeyspace {
         Ok(self.snapshot.still.read(&key, |_| ())?.is_some())
     }
 
+    /// When `key` expires, in milliseconds since 1970-01-01 00:00 UTC; `None` if it had no value, or one that doesn't expire.
+    pub fn expires_at(&self, key: impl AsRef<[u8]>) -> Result<Option<u64>> {
+        let key = InternalKey::new(self.id, key.as_ref())?;
+        let found = self.snapshot.still.read(&key, |entry| entry.expire_at)?;
+        Ok(found.filter(|expire_at| *expire_at != 0))
+    }
+
     fn scan(&self, bounds: Bounds) -> Scan {
         Scan::of_still(Arc::clone(&self.snapshot.still), bounds)
     }

@@ -29,6 +29,8 @@ pub struct Stats {
     pub keyspaces: Vec<KeyspaceStats>,
     /// The log, if there is one.
     pub log: Option<LogStats>,
+    /// Entries that this run has removed because their time was past.
+    pub expired: u64,
 }
 
 /// How far the log of an open directory is.

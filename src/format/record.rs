@@ -171,6 +171,8 @@ pub(crate) enum Effect<'a> {
     Put { key: &'a [u8], value: &'a [u8], expire_at: u64 },
     /// `key` has no value from now on.
     Remove { key: &'a [u8] },
+    /// As [`Remove`](Effect::Remove), since the entry's time was past.
+    Expire { key: &'a [u8] },
     /// No key in `[low, high)` has a value from now on, but for those the same batch puts.
     RemoveRange { low: &'a [u8], high: &'a [u8] },
 }
@@ -180,6 +182,7 @@ const PUT: u8 = 1;
 const PUT_EXPIRING: u8 = 2;
 const REMOVE: u8 = 3;
 const REMOVE_RANGE: u8 = 4;
+const EXPIRE: u8 = 5;
 
 /// Ends of removed ranges may lie one byte beyond the longest key.
 const MAX_END_LEN: usize = MAX_INTERNAL_KEY_LEN + 1;
@@ -202,8 +205,8 @@ impl Effect<'_> {
                 out.extend_from_slice(key);
                 out.extend_from_slice(value);
             }
-            Effect::Remove { key } => {
-                out.push(REMOVE);
+            Effect::Remove { key } | Effect::Expire { key } => {
+                out.push(if matches!(self, Effect::Remove { .. }) { REMOVE } else { EXPIRE });
                 put_varint(out, len(key));
                 out.extend_from_slice(key);
             }
@@ -250,9 +253,10 @@ impl<'a> Effects<'a> {
                 let key = self.key(key_len)?;
                 Effect::Put { key, value: self.d.bytes("value", value_len)?, expire_at }
             }
-            REMOVE => {
+            REMOVE | EXPIRE => {
                 let key_len = self.d.varint("key length", MAX_INTERNAL_KEY_LEN)? as usize;
-                Effect::Remove { key: self.key(key_len)? }
+                let key = self.key(key_len)?;
+                if tag == REMOVE { Effect::Remove { key } } else { Effect::Expire { key } }
             }
             REMOVE_RANGE => {
                 let low_len = self.d.varint("length of a range's start", MAX_END_LEN)? as usize;
@@ -269,11 +273,11 @@ impl<'a> Effects<'a> {
             }
             got => {
                 let got = got.into();
-                let fault = Fault::Range { field: "kind of effect", got, min: 1, max: 4 };
+                let fault = Fault::Range { field: "kind of effect", got, min: 1, max: 5 };
                 return Err(Damage::new(at, fault));
             }
         };
-        if let Effect::Put { key, .. } | Effect::Remove { key } = effect {
+        if let Effect::Put { key, .. } | Effect::Remove { key } | Effect::Expire { key } = effect {
             if self.last_key.is_some_and(|last| last >= key) {
                 return out_of_order("keys of a batch");
             }

@@ -140,6 +140,13 @@ pub enum LogEffect<'a> {
         /// Its key.
         key: &'a [u8],
     },
+    /// An entry was removed, since its time was past.
+    Expire {
+        /// The number of its keyspace.
+        keyspace: u32,
+        /// Its key.
+        key: &'a [u8],
+    },
     /// All entries of a range were removed, before the other changes of the batch.
     RemoveRange {
         /// The number of the keyspace.
@@ -292,6 +299,10 @@ impl<'a> LogEffect<'a> {
                 let (keyspace, key) = split(key);
                 LogEffect::Remove { keyspace, key }
             }
+            Effect::Expire { key } => {
+                let (keyspace, key) = split(key);
+                LogEffect::Expire { keyspace, key }
+            }
             Effect::RemoveRange { low, high } => {
                 let (keyspace, low) = split(low);
                 let (last, high) = split(high);
@@ -303,7 +314,9 @@ impl<'a> LogEffect<'a> {
     /// The key that was put or removed; `None` for a range.
     pub fn key(&self) -> Option<&'a [u8]> {
         match self {
-            LogEffect::Put { key, .. } | LogEffect::Remove { key, .. } => Some(key),
+            LogEffect::Put { key, .. }
+            | LogEffect::Remove { key, .. }
+            | LogEffect::Expire { key, .. } => Some(key),
             LogEffect::RemoveRange { .. } => None,
         }
     }

@@ -52,19 +52,22 @@ pub(crate) struct Changes<'a> {
     pub(crate) ranges: Vec<RangeDelete>,
     /// The keyspace that ends with this batch.
     pub(crate) drops: Option<KeyspaceSlot>,
+    /// What goes goes because its time is past.
+    pub(crate) is_expiry: bool,
     /// What must be as it was read, or nothing is changed.
     pub(crate) reads: Option<&'a ReadSet>,
 }
 
 impl Changes<'_> {
     /// Hands on what the log says of it: ranges first, since they spare what the same batch puts.
-    fn for_each_effect(&self, put: &mut dyn FnMut(LoggedEffect<'_>)) {
+    pub(crate) fn for_each_effect(&self, put: &mut dyn FnMut(LoggedEffect<'_>)) {
         for RangeDelete { low, high, .. } in &self.ranges {
             put(LoggedEffect::RemoveRange { low, high });
         }
         for op in &self.ops {
             put(match &op.put {
                 Some(new) => new.effect(op.key),
+                None if self.is_expiry => LoggedEffect::Expire { key: op.key },
                 None => LoggedEffect::Remove { key: op.key },
             });
         }
@@ -156,6 +159,18 @@ impl Tree {
         body: &mut Body,
         garbage: &mut Garbage,
     ) -> std::result::Result<(Option<Position>, u64), Denied> {
+        let latches = self.latch_and_check(changes)?;
+        self.commit_latched(latches, changes, body, garbage)
+    }
+
+    /// Commits `changes` with the latches of all leaves that they change, ascending; the other ones are held to the end.
+    pub(super) fn commit_latched<'a>(
+        &'a self,
+        (latches, read): (Vec<WriteLatch<'a>>, Vec<ReadLatch<'a>>),
+        changes: &Changes<'_>,
+        body: &mut Body,
+        garbage: &mut Garbage,
+    ) -> std::result::Result<(Option<Position>, u64), Denied> {
         let mut deltas = Deltas::default();
         // Also of keyspaces in which nothing changes: none of them may be gone.
         for op in &changes.ops {
@@ -163,7 +178,6 @@ impl Tree {
         }
         // Where the key of each operation is or belongs in its leaf's page.
         let mut places = vec![Err(0); changes.ops.len()];
-        let (latches, read) = self.latch_and_check(changes)?;
         let mut planned = self.plan(latches, changes, &mut places, &mut deltas);
         let removed = deltas.removed_by_ranges;
         // What was logged is replayed, even if it came to nothing then.
@@ -515,6 +529,9 @@ impl Tree {
         let born_before = born.len();
         if leaf.pages.is_empty() {
             leaf.change_page(ops, places, garbage);
+            let puts = ops[leaf.ops.clone()].iter().filter_map(|op| op.put.as_ref());
+            let expiries = puts.map(|put| put.expire_at).filter(|expire_at| *expire_at != 0);
+            self.due.note(&mut leaf.latch, expiries.min().unwrap_or(0));
         } else {
             self.replace_page(leaf, newest.is_some(), ticket, garbage, born);
         }

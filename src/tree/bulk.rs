@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use crate::commit::{Commit, Totals};
 use crate::fingerprint;
+use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::slice::{Account, LargeBytes};
 use crate::tree::arena::Arena;
 use crate::tree::directory::Directory;
+use crate::tree::due::Due;
 use crate::tree::leaf::Leaf;
 use crate::tree::page::{self, Entry, INLINE_VALUE_MAX, Large, Page, Value, common_prefix};
 use crate::tree::reclaim::Reclaim;
@@ -131,18 +133,24 @@ impl Bulk {
         assert!(leaves.windows(2).all(|w| w[0].page.high() == Some(w[1].page.low())), "a gap");
         assert!(leaves.last().is_some_and(|last| last.page.high().is_none()), "no last leaf");
         let slab = Arc::new(Slab::new());
+        let due = Due::default();
         let ids: Vec<_> = leaves.iter().map(|_| slab.alloc()).collect();
         let mut entries = Vec::with_capacity(ids.len());
         for (at, BuiltLeaf { page, stamp, .. }) in leaves.into_iter().enumerate() {
             entries.push((page.low().to_vec(), ids[at]));
             let next = ids.get(at + 1).copied();
-            *slab.get(ids[at]).0.write() =
-                Leaf { page: Some(page), stamp, next, ..Leaf::default() };
+            let first_expiry = page.first_expiry();
+            let mut leaf = Leaf { page: Some(page), stamp, next, ..Leaf::default() };
+            if !planted(Bug::DueLostAtLoad) {
+                due.note(&mut leaf, first_expiry);
+            }
+            *slab.get(ids[at]).0.write() = leaf;
         }
         let directory = Directory::new(entries, Arc::clone(&self.account));
         let commit = Commit::new(position, time_ms, totals);
         let Self { arena, account, config } = self;
-        Tree { slab, directory, arena, account, commit, config, reclaim: Reclaim::default() }
+        let reclaim = Reclaim::default();
+        Tree { slab, directory, arena, account, commit, config, reclaim, due }
     }
 }
 

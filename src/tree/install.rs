@@ -194,12 +194,16 @@ impl Tree {
             // Born latched, and so until all is applied: nobody may see a part of it.
             let mut right = WriteLatch::latch(&self.slab, id);
             let (page, passed_by) = (Some(page), latch.passed_by);
-            *right = Leaf { page, stamp, next, is_candidate: false, passed_by, kept };
+            *right = Leaf { page, stamp, next, passed_by, kept, ..Leaf::default() };
             next = Some(id);
             entered.push((right.live().low().to_vec(), id));
             latches.push(right);
         }
         latch.next = next;
+        for leaf in std::iter::once(&mut *latch).chain(&mut latches) {
+            let first_expiry = leaf.live().first_expiry();
+            self.due.note(leaf, first_expiry);
+        }
         entered.reverse();
         self.directory.insert_all(entered);
         if planted(Bug::BornUnlatched) {

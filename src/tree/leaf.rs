@@ -38,6 +38,8 @@ pub(crate) struct Leaf {
     /// Id of the cut whose pass has copied all of the leaf last, 0 for none: nothing is kept here for it.
     pub(crate) passed_by: u64,
     pub(crate) kept: Option<Box<Kept>>,
+    /// The earliest grain of time for which the leaf is entered among those with something to expire, 0 for none.
+    pub(crate) due: u64,
 }
 
 const _: () = assert!(size_of::<Leaf>() <= 56);

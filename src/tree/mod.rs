@@ -16,6 +16,7 @@ pub(crate) mod bulk;
 #[cfg(any(test, feature = "simulation"))]
 mod check;
 mod directory;
+mod due;
 mod ends;
 mod install;
 mod leaf;
@@ -40,6 +41,7 @@ use crate::{Error, Result};
 
 pub(crate) use batch::{BatchOp, Changes, RangeDelete};
 pub(crate) use bulk::{BuiltLeaf, Bulk, LeafBuilder};
+pub(crate) use due::Owners;
 pub(crate) use ends::End;
 pub(crate) use page::{Entry, Value};
 pub(crate) use pass::Pass;
@@ -51,6 +53,7 @@ pub(crate) use write::{
 
 use arena::Arena;
 use directory::{Directory, Found, LeafId};
+use due::Due;
 use leaf::Leaf;
 use page::Page;
 use reclaim::Reclaim;
@@ -86,6 +89,7 @@ pub(crate) struct Tree {
     pub(crate) commit: Commit,
     config: Config,
     reclaim: Reclaim,
+    due: Due,
 }
 
 /// A leaf latched to be read.
@@ -157,7 +161,8 @@ impl Tree {
         let directory = Directory::new(vec![(Vec::new(), first)], Arc::clone(&account));
         let time_ms = config.clock.now_ms();
         let commit = Commit::new(Position::default(), time_ms, vec![Totals::default()]);
-        Self { slab, directory, arena, account, commit, config, reclaim: Reclaim::default() }
+        let (reclaim, due) = (Reclaim::default(), Due::default());
+        Self { slab, directory, arena, account, commit, config, reclaim, due }
     }
 
     /// Latches the leaf that covers `key`.

@@ -479,6 +479,13 @@ impl Page {
         if flags_of(slot) & HAS_EXPIRY == 0 { 0 } else { self.read_u64(self.parts(slot).expiry) }
     }
 
+    /// When the first of the entries expires, 0 if none does.
+    pub(crate) fn first_expiry(&self) -> u64 {
+        let has_expiry = |slot: &&u64| flags_of(**slot) & HAS_EXPIRY != 0;
+        let expiring = self.slots().iter().filter(has_expiry);
+        expiring.map(|&slot| self.read_u64(self.parts(slot).expiry)).min().unwrap_or(0)
+    }
+
     /// The part that all keys here share.
     pub(crate) fn prefix(&self) -> &[u8] {
         &self.low()[..self.prefix_len()]

@@ -239,7 +239,9 @@ impl Tree {
         let mut merged = Page::new(&a.arena(), a.low(), end.as_deref(), bytes);
         merged.append(a);
         merged.append(b);
+        let first_expiry = merged.first_expiry();
         left.page = Some(merged);
+        self.due.note(&mut left, first_expiry);
         left.next = right.next;
         left.stamp = match planted(Bug::MergedStampLower) {
             true => left.stamp.min(right.stamp),

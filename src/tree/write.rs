@@ -354,6 +354,9 @@ impl Tree {
             (Err(_), None) => None,
         };
         page.add_fingerprint(delta.fingerprint);
+        if let Some(new) = &new {
+            self.due.note(leaf, new.expire_at);
+        }
         if must_keep && planted(Bug::KeepAfterApply) {
             leaf.keep_entry(key, leaf.live().find(key), ticket.tick);
         }
@@ -558,6 +561,11 @@ impl Tree {
         right_latch.next = latch.next;
         right_latch.passed_by = latch.passed_by;
         right_latch.is_candidate = false;
+        right_latch.due = 0;
+        if !planted(Bug::DueLostAtSplit) {
+            let first_expiry = right_latch.live().first_expiry();
+            self.due.note(&mut right_latch, first_expiry);
+        }
         right_latch.kept = latch.split_kept(&low, middle, high.as_deref());
         if planted(Bug::SplitDropsKept) {
             right_latch.kept = None;

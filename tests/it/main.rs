@@ -2,6 +2,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "tests make small numbers of random ones")]
 
 mod backup;
+mod expiry;
 mod faults;
 mod forge;
 mod golden;

@@ -46,6 +46,7 @@ const ROOMS: &[Room] = &[
             "salvage",
             "backup",
             "stats",
+            "expiry",
         ],
         neighbours: true,
         may_use: &["storage", "replication", "tree", "commit", "format", "floor"],
