@@ -546,6 +546,18 @@ impl Database {
         expired.load(Ordering::Relaxed) - before
     }
 
+    /// .. with the next leaf in which something is due; `None`: there is none.
+    pub fn sweep_leaf(&self) -> Option<u64> {
+        let Expiry { tree, expired, .. } = &*self.engine.expiry;
+        let before = expired.load(Ordering::Relaxed);
+        let is_due = tree.next_due_ms().is_some_and(|due| due <= tree.clock().now_ms());
+        if !is_due || self.role() != Role::Primary {
+            return None;
+        }
+        self.engine.expiry.sweep(std::time::Duration::ZERO);
+        Some(expired.load(Ordering::Relaxed) - before)
+    }
+
     /// Checks every invariant of the tree that can be checked while nothing runs.
     ///
     /// # Panics

@@ -524,6 +524,12 @@ impl Commit {
         self.has_history.load(Ordering::Relaxed)
     }
 
+    /// Whether this run has written anything.
+    pub(crate) fn has_written(&self) -> bool {
+        let state = self.state.lock();
+        self.has_history() && state.drawn.is_none()
+    }
+
     /// The next batch begins `history`; the first to draw one wins.
     pub(crate) fn begin_history(&self, history: HistoryId) {
         let mut state = self.state.lock();

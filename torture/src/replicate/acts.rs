@@ -1,8 +1,9 @@
 //! What happens to the nodes, at random.
 
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-use stillframe::simulation::{KeptState, SessionEnd, SimDisk};
+use stillframe::simulation::{Clock, KeptState, SessionEnd, SimDisk};
 use stillframe::{
     AckLevel, Database, Durability, Position, SaveOptions, Seq, SyncRefused, WriteOptions,
 };
@@ -20,6 +21,27 @@ enum Op {
     Put(usize, Vec<u8>, Entry),
     Remove(usize, Vec<u8>),
     Range(usize, Vec<u8>, Vec<u8>),
+}
+
+/// Names of keyspaces, and keys in them: all that is stored, past its time or not.
+fn stored(db: &Database) -> Result<BTreeSet<(String, Vec<u8>)>, String> {
+    let mut pass = db.pass().map_err(told)?;
+    let (mut names, mut found) = (HashMap::new(), Vec::new());
+    while let Some(entries) = pass.step().map_err(told)? {
+        for (id, key, value, _) in entries {
+            match (id, value.first_chunk()) {
+                (0, Some(id)) => {
+                    names.insert(
+                        u32::from_le_bytes(*id),
+                        String::from_utf8_lossy(&key).into_owned(),
+                    );
+                }
+                _ => found.push((id, key)),
+            }
+        }
+    }
+    let named = |(id, key)| names.get(&id).map(|name: &String| (name.clone(), key));
+    Ok(found.into_iter().filter_map(named).collect())
 }
 
 fn told(error: stillframe::Error) -> String {
@@ -58,6 +80,7 @@ impl World {
             90..92 => self.drop_kept(),
             92..94 => self.allow_discard(),
             94..97 => self.count_acks(),
+            97..99 => self.sweep(),
             _ => self.check_all(),
         }
     }
@@ -74,6 +97,44 @@ impl World {
         }
         let at = self.nodes[n].position;
         self.say(format!("node {n} writes {count}, up to {at}"));
+        Ok(())
+    }
+
+    /// A primary removes what is past its time, a leaf at a time.
+    fn sweep(&mut self) -> Outcome {
+        let Some(n) = self.pick(Self::writable) else { return Ok(()) };
+        let db = self.nodes[n].db.clone().ok_or("it is down")?;
+        let (mut leaves, mut all) = (0, 0);
+        while leaves < 50
+            && let Some(removed) = db.sweep_leaf()
+        {
+            leaves += 1;
+            all += removed;
+            let stored = stored(&db)?;
+            let mut content = (*self.nodes[n].fact.content).clone();
+            let now = self.nodes[n].clock.now_ms();
+            let is_there =
+                |(name, key): &(&str, Vec<u8>)| stored.contains(&(name.to_string(), key.clone()));
+            for (gone, (_, at)) in content.entries.iter().filter(|(key, _)| !is_there(key)) {
+                if *at == 0 || *at > now {
+                    return Err(format!(
+                        "node {n} removed {gone:?}, which stays until {at}, at {now}"
+                    ));
+                }
+            }
+            let before = content.entries.len();
+            content.entries.retain(|key, _| is_there(key));
+            if before - content.entries.len() != removed as usize {
+                return Err(format!(
+                    "node {n} says it removed {removed}, had {before}, has {}",
+                    content.entries.len()
+                ));
+            }
+            self.committed(n, &db, content, false)?;
+        }
+        if all > 0 {
+            self.say(format!("node {n} sweeps {all} from {leaves} leaves"));
+        }
         Ok(())
     }
 
