@@ -3,7 +3,7 @@
 //!
 //! Never change what is here; a later version of the format gets files and a list of its own.
 
-use stillframe::simulation::TurnOptions;
+use stillframe::simulation::{SimClock, TurnOptions};
 use stillframe::{Database, LinkKey, WriteOptions};
 
 /// What the clock says all the time.
@@ -12,7 +12,7 @@ pub(crate) const TIME_MS: u64 = 1_700_000_000_000;
 /// What is written into the directory `log`, by so many runs.
 pub(crate) const RUNS: u64 = 2;
 
-/// The writes of one run: every kind of effect that a record can have.
+/// The writes of one run: every kind of effect that somebody asks for.
 pub(crate) fn write_run(db: &Database, run: u64) -> stillframe::Result<()> {
     let films = db.keyspace("films")?;
     let passing = db.keyspace("passing")?;
@@ -31,6 +31,23 @@ pub(crate) fn write_run(db: &Database, run: u64) -> stillframe::Result<()> {
     batch.commit()?;
     db.keyspace("in between")?.insert("k", "v")?;
     db.drop_keyspace("in between")?;
+    Ok(())
+}
+
+/// What is written into the directory `expired`, in keyspace `leases`: keys from 0, the even ones until then, and for how many milliseconds after [`TIME_MS`].
+pub(crate) const LEASES: u64 = 60;
+pub(crate) const LEASE_MS: u64 = 30_000;
+
+/// Entries half of which expire, and their removal by the primary once `clock` says so.
+pub(crate) fn write_expired(db: &Database, clock: &SimClock) -> stillframe::Result<()> {
+    let leases = db.keyspace("leases")?;
+    for n in 0..LEASES {
+        let until = if n % 2 == 0 { TIME_MS + LEASE_MS } else { 0 };
+        let until = WriteOptions::new().expire_at(until);
+        leases.insert_with(n.to_be_bytes(), noise(n, 50), until)?;
+    }
+    clock.set(TIME_MS + LEASE_MS + 1_000);
+    db.sweep_expired();
     Ok(())
 }
 

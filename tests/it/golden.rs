@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use stillframe::simulation::{KeptState, SessionEnd, SimClock, seed_thread};
 use stillframe::{
-    AckLevel, Builder, Compression, Database, Durability, LogReader, Role, Snapshot, SnapshotFile,
-    SyncKind,
+    AckLevel, Builder, Compression, Database, Durability, LogEffect, LogReader, LogRecord,
+    LogRecordKind, Role, Snapshot, SnapshotFile, SyncKind,
 };
 
 use content::{Golden, TIME_MS};
@@ -137,7 +137,8 @@ fn no_golden_file_is_left_out() {
 }
 
 /// Directories, and the session: name, hash of its files' names and bytes, in the order of their names.
-const V1_REPLICAS: [(&str, u64); 4] = [
+const V1_REPLICAS: [(&str, u64); 5] = [
+    ("expired", 11641972335316163097),
     ("fenced", 2330301084367349334),
     ("log", 11904790284202125452),
     ("part", 891019802511696167),
@@ -218,6 +219,31 @@ fn the_golden_log_is_recovered() {
     db.close().unwrap();
     drop((still, db));
     assert_eq!(builder().open(&log).unwrap().position(), last);
+}
+
+/// What a primary has removed because its time was past is told apart, and stays removed whatever the clock says.
+#[test]
+fn golden_expiries_are_recovered() {
+    let dir = Dir::new("golden-expired");
+    let expired = copied(&dir, "expired");
+    let mut gone = 0;
+    let visit = |record: &LogRecord<'_>| {
+        if let LogRecordKind::Batch { effects, .. } = &record.kind {
+            let expires = |effect: &LogEffect<'_>| matches!(effect, LogEffect::Expire { .. });
+            gone += effects.clone().filter(expires).count() as u64;
+        }
+        ControlFlow::Continue(())
+    };
+    LogReader::open(&expired).unwrap().each(visit).unwrap();
+    assert_eq!(gone, directories::LEASES / 2);
+    let db = builder().open(&expired).unwrap();
+    assert_eq!((db.seq().0, db.snapshot().unwrap().fingerprint()), (63, 0x380D_E912_24D1_9080));
+    let clock = SimClock::new(directories::TIME_MS);
+    let again = Database::builder().clock(clock.clone()).in_memory().unwrap();
+    directories::write_expired(&again, &clock).unwrap();
+    let shown = |db: &Database| of_snapshot(&db.snapshot().unwrap());
+    assert_eq!(shown(&again), shown(&db));
+    assert_eq!(db.keyspace("leases").unwrap().len().unwrap(), directories::LEASES - gone);
 }
 
 /// A fence, and part of a state: who has them follows, and goes on where it was.

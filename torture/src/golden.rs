@@ -21,11 +21,17 @@ pub(crate) struct Options {
     /// Directories and a session of replicas, not snapshot files.
     #[arg(long)]
     replicas: bool,
+    /// A directory whose log tells of entries that have expired, not snapshot files.
+    #[arg(long)]
+    expired: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.replicas {
         return replicas(&options.dir);
+    }
+    if options.expired {
+        return expired(&options.dir.join("expired"));
     }
     for golden in content::v1() {
         let path = options.dir.join(format!("{}.still", golden.name));
@@ -50,6 +56,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             report.fingerprint
         );
     }
+    Ok(())
+}
+
+fn expired(dir: &Path) -> Result<()> {
+    std::fs::create_dir(dir).with_context(|| format!("make {}", dir.display()))?;
+    let clock = SimClock::new(directories::TIME_MS);
+    seed_thread(Some(22));
+    let builder = Database::builder().clock(clock.clone()).manual_log().manual_reclaim();
+    let builder = builder.segment_bytes(16 << 10).save_when_log_exceeds(None);
+    let db = builder.durability(Durability::Os).open(dir)?;
+    directories::write_expired(&db, &clock)?;
+    db.persist(Durability::Sync)?;
+    println!("{}: {:?}, {:#018x}", dir.display(), db.position(), db.snapshot()?.fingerprint());
+    db.close()?;
+    seed_thread(None);
     Ok(())
 }
 
