@@ -133,6 +133,21 @@ pub enum Error {
         /// Where that line and the batch's parted, if it is known.
         fork: Option<Seq>,
     },
+    /// A subscription asks for a batch that is not in the log any more: it read too slowly, was away for too long, or a replica got the state behind it in
+    /// one piece. Nothing was left out before; what it lacks is in a [snapshot](crate::Database::snapshot_and_subscribe).
+    Lagged {
+        /// The batch that would come next.
+        requested: Seq,
+        /// The first that is there.
+        oldest: Seq,
+    },
+    /// What a subscription has read was taken back: its last batch is not on the line that the database is on by now.
+    Rewound {
+        /// The batch.
+        position: Position,
+        /// The last one that both lines have, if it is known.
+        to: Option<Seq>,
+    },
     /// Something came for a replica, which by then followed nobody any more.
     NotFollowing,
     /// Others changed, again and again, what a transaction had read before it could commit. Nothing changed;
@@ -393,6 +408,13 @@ impl fmt::Display for Error {
                 write!(f, "the batch is on another line, which parted behind {fork}")
             }
             Error::Gone { fork: None } => f.write_str("the batch is on another line"),
+            Error::Lagged { requested, oldest } => {
+                write!(f, "batch {requested} is not in the log any more, it begins with {oldest}")
+            }
+            Error::Rewound { position, to: Some(to) } => {
+                write!(f, "{position} was taken back, with all behind {to}")
+            }
+            Error::Rewound { position, to: None } => write!(f, "{position} was taken back"),
             Error::Conflict { attempts } => {
                 write!(f, "others changed what the transaction had read, {attempts} times in a row")
             }

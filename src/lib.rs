@@ -31,6 +31,7 @@ mod slice;
 mod snapshot;
 mod stats;
 mod storage;
+mod subscription;
 mod sync;
 mod transaction;
 mod tree;
@@ -63,7 +64,7 @@ pub use storage::recovery::RecoveryMode;
 pub use storage::salvage::{Lost, LostKey, LostRange};
 pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, SaveReport};
 pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
-
+pub use subscription::{Cause, Change, ChangeBatch, ChangeKind, SubscribeOptions, Subscription};
 pub use transaction::{Transaction, TransactionRange};
 
 /// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.

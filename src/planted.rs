@@ -251,6 +251,12 @@ pub(crate) enum Bug {
     DueLostAtSplit,
     /// Expiry: nor is what was loaded.
     DueLostAtLoad,
+    /// Feed: a subscriber goes on behind a batch that was taken back.
+    ResumesAnywhere,
+    /// Feed: who is too late for the log goes on where it is.
+    LagUntold,
+    /// Feed: numbers of keyspaces mean in old batches what they mean now.
+    NamesOfNow,
     /// Transactions: a key that was read may have changed before the commit.
     ReadsUnvalidated,
     /// Transactions: .. or a range.

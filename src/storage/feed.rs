@@ -4,6 +4,7 @@
 //! keeps up and from the disk when it doesn't, and costs writers nothing either way. The file it reads stays open: that the
 //! log lets go of its name does not matter.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::log::Log;
@@ -33,7 +34,7 @@ pub(crate) struct Feed {
 /// The segment that is read.
 struct Reading {
     ordinal: u64,
-    path: std::path::PathBuf,
+    path: PathBuf,
     file: Box<dyn DiskFile>,
     salt: u64,
     len: u64,
@@ -98,6 +99,33 @@ impl Feed {
     /// The last batch that was shown.
     pub(crate) fn position(&self) -> Position {
         self.base.position
+    }
+
+    /// The file that is read.
+    pub(crate) fn path(&self) -> PathBuf {
+        let reading = self.segment.as_ref().map(|segment| &segment.path);
+        reading.unwrap_or(&self.log.directory.path).clone()
+    }
+
+    /// The first batch that a feed can show.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Corrupt`].
+    pub(crate) fn oldest(log: &Log) -> Result<Seq> {
+        let (ordinals, _) = log.ordinals();
+        let mut after = log.base().position.seq;
+        let mut next = None;
+        for ordinal in ordinals.into_iter().rev() {
+            // Between the two the log began anew.
+            if next.is_some_and(|previous| previous != Some(ordinal)) {
+                break;
+            }
+            let Some(found) = Self::hold(log, ordinal)? else { break };
+            let Begun::Yes(beginning) = &found.beginning else { break };
+            after = beginning.base.position.seq;
+            next = Some(beginning.previous.map(|(ordinal, _)| ordinal));
+        }
+        Ok(Seq(after.0.saturating_add(1)))
     }
 
     /// Bytes of the log that come next, about.

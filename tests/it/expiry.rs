@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stillframe::simulation::{
-    Clock, KeptState, Random, SessionEnd, SimClock, SimDisk, TurnOptions,
+    Clock, KeptState, Random, SessionEnd, SessionEnded, SimClock, SimDisk, TurnOptions,
 };
 use stillframe::{
     Database, Durability, LogEffect, LogReader, LogRecordKind, Role, SaveOptions, WriteOptions,
@@ -49,8 +49,8 @@ fn stored(db: &Database) -> Content {
     content
 }
 
-/// Both talk until the replica has all.
-fn replicate(db: &Database, copy: &Database, now_ms: u64) {
+/// Both talk until the replica has all, or is refused.
+pub(crate) fn replicate(db: &Database, copy: &Database, now_ms: u64) -> Result<(), SessionEnded> {
     let options = TurnOptions { key: None, beat_ms: 1_000, timeout_ms: 10_000, nonce: [7; 32] };
     copy.begin_following().unwrap();
     let mut source = SessionEnd::source(db, &options, now_ms).unwrap();
@@ -62,13 +62,13 @@ fn replicate(db: &Database, copy: &Database, now_ms: u64) {
                 true => (&mut source, &mut replica),
                 false => (&mut replica, &mut source),
             };
-            from.fill(now_ms, &mut out).unwrap();
+            from.fill(now_ms, &mut out)?;
             let mut answer = Vec::new();
-            to.receive(&out, now_ms, &mut answer).unwrap();
-            from.receive(&answer, now_ms, &mut Vec::new()).unwrap();
+            to.receive(&out, now_ms, &mut answer)?;
+            from.receive(&answer, now_ms, &mut Vec::new())?;
         }
         if copy.position() == db.position() {
-            return;
+            return Ok(());
         }
     }
     panic!("the replica is at {:?}, its source at {:?}", copy.position(), db.position());
@@ -234,13 +234,13 @@ impl Run {
                     self.copy = Some((disk, copy));
                 }
                 let (_, copy) = self.copy.as_ref().unwrap();
-                replicate(&self.db, copy, self.now());
+                replicate(&self.db, copy, self.now()).unwrap();
                 assert!(stored(copy) == self.model, "a replica has what its primary has");
                 assert_eq!((copy.role(), copy.sweep_expired()), (Role::Replica, 0));
             }
             28 => {
                 let Some((disk, copy)) = self.copy.take() else { return };
-                replicate(&self.db, &copy, self.now());
+                replicate(&self.db, &copy, self.now()).unwrap();
                 copy.promote().unwrap();
                 (self.disk, self.db) = (disk, copy);
             }

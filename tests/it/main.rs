@@ -25,6 +25,7 @@ mod sessions;
 #[cfg(shuttle)]
 mod shuttle;
 mod stamps;
+mod subscriptions;
 mod threads;
 mod tidy;
 mod transactions;

@@ -47,6 +47,7 @@ const ROOMS: &[Room] = &[
             "backup",
             "stats",
             "expiry",
+            "subscription",
         ],
         neighbours: true,
         may_use: &["storage", "replication", "tree", "commit", "format", "floor"],
