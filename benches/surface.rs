@@ -1,4 +1,4 @@
-//! What stands on the tree: transactions, expiry.
+//! What stands on the tree: transactions, expiry, subscriptions.
 //!
 //! `cargo bench --bench surface [-- --quick] [--only SECTION]`; the number of records is `STILLFRAME_BENCH_KEYS`, 3,000,000 if unset.
 //! A line is a median over rounds, in which the variants take turns, with the smallest and largest beside it. Lines that begin
@@ -6,16 +6,17 @@
 
 mod workload;
 
+use std::cell::RefCell;
 use std::env;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use stillframe::{Database, Keyspace, WriteOptions};
+use stillframe::{Database, Durability, Keyspace, SubscribeOptions, WriteOptions};
 
 use workload::measure::{Latencies, Samples, at_least, at_most, interleaved, together};
 use workload::{FreshValues, Key, Keys, Probes, Scratch, records, shuffled, value};
 
-const SECTIONS: &[&str] = &["transactions", "expiry"];
+const SECTIONS: &[&str] = &["transactions", "expiry", "feed"];
 const KEYS: Keys = Keys::Demo;
 
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +44,8 @@ fn main() -> ExitCode {
         println!("\n== {section}, {} records", effort.records);
         match *section {
             "transactions" => transactions(effort),
-            _ => expiry(effort, is_quick),
+            "expiry" => expiry(effort, is_quick),
+            _ => feed(effort),
         }
     }
     ExitCode::SUCCESS
@@ -118,6 +120,99 @@ fn transactions(effort: Effort) {
     at_least("disjoint transactions, 2 threads over 1", over(&found[1], &found[0]), 1.6, "x");
     println!("  beside: batches, 2 threads over 1: {:.2} x", over(&found[3], &found[2]));
     println!("  a transaction over reads and a batch: {:.2} x", over(&found[0], &found[2]));
+}
+
+/// Writes while nobody reads the changes, somebody would and doesn't, and somebody does.
+fn feed(effort: Effort) {
+    let scratch = Scratch::new();
+    for in_memory in [false, true] {
+        let builder = || Database::builder().durability(Durability::Memory);
+        // Without a directory there is a log once somebody has subscribed, not before.
+        let dbs = ["without", "with"].map(|name| match in_memory {
+            true => Database::in_memory(),
+            false => builder().open(scratch.file(name)).expect("a database"),
+        });
+        let [without, with] = &dbs;
+        let fill = |db: &Database| {
+            let data = db.keyspace("data").expect("a keyspace");
+            for number in shuffled(effort.records) {
+                data.insert(KEYS.key(number), value(number)).expect("an insert");
+            }
+        };
+        dbs.iter().for_each(fill);
+        let subscribe = || with.subscribe(SubscribeOptions::new()).expect("a subscription");
+        drop(subscribe());
+        let probes = Probes::new(KEYS, effort.records, 5);
+        let values = FreshValues::new();
+        let (probes, values) = (&probes, &values);
+        let write = |db: &Database, round: usize| {
+            let data = db.keyspace("data").expect("a keyspace");
+            let began = Instant::now();
+            let mut values = values.values(round);
+            for key in probes.keys(round, effort.count) {
+                data.insert(key, values.next().expect("without end")).expect("an update");
+            }
+            effort.count as f64 / began.elapsed().as_secs_f64()
+        };
+        let lags = RefCell::new(Samples::default());
+        let found = interleaved(
+            effort.rounds,
+            &mut [
+                ("none", Box::new(|round| write(without, round))),
+                ("log", Box::new(|round| write(with, round))),
+                (
+                    "stalled",
+                    Box::new(|round| {
+                        let _stalled = subscribe();
+                        write(with, round)
+                    }),
+                ),
+                (
+                    "reading",
+                    Box::new(|round| {
+                        let mut changes = subscribe();
+                        let last = with.seq().0 + effort.count as u64;
+                        let reader = std::thread::spawn(move || {
+                            let mut count = 0;
+                            while changes.received().seq.0 < last {
+                                count += changes.recv().expect("a batch").changes.len();
+                            }
+                            (count, Instant::now())
+                        });
+                        let rate = write(with, round);
+                        let ended = Instant::now();
+                        let (count, read) = reader.join().expect("a reader");
+                        assert_eq!(count, effort.count);
+                        lags.borrow_mut().0.push(read.duration_since(ended).as_secs_f64() * 1e3);
+                        rate
+                    }),
+                ),
+            ],
+        );
+        println!("  {}", if in_memory { "in memory" } else { "in a directory" });
+        let names =
+            ["no subscriber", "none now, one before", "one that does not read", "one that reads"];
+        for (name, rate) in names.iter().zip(&found) {
+            let [median, min, max] = [rate.median(), rate.min(), rate.max()].map(|rate| rate / 1e6);
+            println!("    {name:<24} {median:.3} M/s ({min:.3} to {max:.3})");
+        }
+        let over = |a: &Samples, b: &Samples| a.over(b).median();
+        at_least(
+            "writes, one that does not read over none now",
+            over(&found[2], &found[1]),
+            0.97,
+            "x",
+        );
+        println!("  beside: one that reads over none now: {:.2} x", over(&found[3], &found[1]));
+        println!("  beside: none now over no subscriber ever: {:.2} x", over(&found[1], &found[0]));
+        let lags = lags.borrow();
+        println!(
+            "  behind after the last write: {:.1} ms ({:.1} to {:.1})",
+            lags.median(),
+            lags.min(),
+            lags.max()
+        );
+    }
 }
 
 fn now_ms() -> u64 {

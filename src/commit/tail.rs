@@ -133,13 +133,14 @@ impl Tail {
     /// How much there must be room for, so that what `body` adds has a place for certain, if it has none now; `begins_history`: that
     /// of a new history comes before it.
     pub(crate) fn wants(&self, body: &Body, begins_history: bool) -> Option<u64> {
-        let (record, sure) = match body {
+        let (record, history) = match body {
             Body::Unlogged | Body::Replayed { .. } => return None,
             Body::Logged(encoded) => (encoded.record_len(), HISTORY_LEN),
+            // No history of one's own begins with it.
             Body::Forwarded(forwarded) => (forwarded.record_len(), 0),
         };
-        let history = if begins_history { HISTORY_LEN } else { 0 };
-        (self.len + record + history > self.limit).then_some(record + sure)
+        let now = if begins_history { record + history } else { record };
+        (self.len + now > self.limit).then_some(record + history)
     }
 
     /// Whether a record that begins a history has a place.
@@ -239,3 +240,26 @@ impl Tail {
 /// What a history's record takes in the log.
 pub(crate) const HISTORY_LEN: u64 =
     (RECORD_FRAME_LEN + crate::format::record::HISTORY_BODY_LEN) as u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A primary that takes back its own before it has written anything has drawn the history that begins with its first write, and not with what it takes
+    /// back. It asked for room for both, and was given what it said that it wants, without end.
+    #[test]
+    fn what_is_wanted_is_enough() {
+        let kind = RecordKind::Batch;
+        let body = vec![7; 100];
+        let header = RecordHeader::following(0, kind, (100, crc(&[&body])), Seq(1), 0);
+        let forwarded = Body::Forwarded(Forwarded { header, body });
+        let logged = Body::Logged(Encoded::of(0, |put| put(Effect::Remove { key: b"key" })));
+        for (body, begins_history) in [(&forwarded, true), (&forwarded, false), (&logged, true)] {
+            let mut tail = Tail::new(0);
+            while let Some(wanted) = tail.wants(body, begins_history) {
+                assert!(tail.limit < wanted, "it has been given that");
+                tail.set_limit(wanted);
+            }
+        }
+    }
+}
