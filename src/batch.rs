@@ -241,9 +241,10 @@ impl WriteBatch {
         }
         self.engine.check_level(self.durability)?;
         let tree = self.engine.tree();
+        let begun = self.engine.begin_commit(self.durability);
         let changes = self.changes()?;
         let (position, _) = tree.write_batch(&changes)?;
-        self.engine.committed_if(position, self.durability)?;
+        self.engine.committed_if(&begun, position, self.durability)?;
         Ok(position.unwrap_or_else(|| tree.commit.position()))
     }
 }

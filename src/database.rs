@@ -20,6 +20,8 @@ use crate::install::Arrival;
 use crate::keeper::Keeper;
 use crate::keys::{self, CATALOGUE_ID, InternalKey, PREFIX_LEN};
 use crate::keyspace::{Keyspace, Place};
+use crate::meters::{Begun, Meters};
+use crate::notices;
 use crate::open::{Catalogue, Content, OnDisk};
 use crate::options::{BacklogSize, Builder, Durability, StillBudget, StillInfo, StillReport};
 use crate::planted::{Bug, planted};
@@ -142,6 +144,10 @@ impl Database {
         let (mut keeper, mut save_thread, mut saver, mut log) = (None, None, None, None);
         let mut report = None;
         if let Some(OnDisk { log: own_log, snapshots, last_save, report: found }) = on_disk {
+            notices::info(|| {
+                let (path, position) = (own_log.directory.path.display(), tree.commit.position());
+                format!("{path} is open at {position}")
+            });
             report = Some(found);
             let parts = (&tree, &own_log);
             let own = Arc::new(Saver::new(parts, builder.saves, snapshots, last_save));
@@ -271,6 +277,7 @@ impl Database {
         }
         let id = catalogue.next_id;
         let next_id = id.checked_add(1).ok_or(Error::TooManyKeyspaces)?;
+        let begun = self.engine.begin_commit(None);
         let key = InternalKey::new(CATALOGUE_ID, name.as_bytes())?;
         let value = id.to_le_bytes();
         let put = Some(new_value(tree, &value, 0)?);
@@ -291,7 +298,7 @@ impl Database {
         catalogue.slots.insert(id, slot);
         catalogue.next_id = next_id;
         drop(catalogue);
-        self.engine.committed(position, None)?;
+        self.engine.committed(&begun, position, None)?;
         Ok(handle(id, slot))
     }
 
@@ -327,10 +334,11 @@ impl Database {
             drops: Some(slot),
             ..Changes::default()
         };
+        let begun = self.engine.begin_commit(None);
         let (position, _) = self.engine.tree.write_batch(&changes)?;
         catalogue.names.remove(name);
         drop(catalogue);
-        self.engine.committed_if(position, None)?;
+        self.engine.committed_if(&begun, position, None)?;
         Ok(true)
     }
 
@@ -404,6 +412,7 @@ impl Database {
         let account = tree.account();
         let (leaves, leaf_bytes) = tree.leaves();
         let stills = self.engine.stills();
+        let meters = &tree.commit.meters;
         Stats {
             position: self.position(),
             records: totals.records - catalogue.records,
@@ -416,6 +425,12 @@ impl Database {
             keyspaces,
             log: self.engine.log_stats(),
             expired: self.engine.expiry.expired.load(Ordering::Relaxed),
+            transactions: meters.transactions.load(Ordering::Relaxed),
+            conflicts: meters.conflicts.load(Ordering::Relaxed),
+            commits: meters.commit.read(),
+            syncs: meters.sync.read(),
+            cuts: meters.cut.read(),
+            saves: meters.save.read(),
         }
     }
 
@@ -441,7 +456,7 @@ impl Database {
         }
     }
 
-    /// Saves the present into the database's directory, now, and removes the log that this makes unnecessary. What a database
+    /// Saves the present into the database's directory, now, and removes the segments of the log that this makes unnecessary; the newest stays. What a database
     /// does [by itself](Builder::save_when_log_exceeds) from time to time.
     ///
     /// Writers go on. Interrupted at any point it leaves a directory that opens to the same state.
@@ -455,7 +470,7 @@ impl Database {
     /// After the log failed: saves all there is in memory to a new snapshot and goes on in a new log. Writes are taken
     /// again then. What was answered with [`Error::NotDurable`] is in the snapshot.
     ///
-    /// Does the same to a log that has not failed. If it fails, everything stays as it was.
+    /// If the log has not failed it is a [`compact_log`](Database::compact_log), and the log goes on. If this fails, everything stays as it was.
     ///
     /// # Errors
     /// As [`compact_log`](Database::compact_log).
@@ -597,12 +612,24 @@ impl Engine {
         self.tree.commit.live_cuts().iter().map(info).collect()
     }
 
+    /// Before every write, which may wait so long.
+    #[inline]
+    pub(crate) fn begin_commit(&self, level: Option<Durability>) -> Begun {
+        let waits = self.log.is_some() && level.unwrap_or(self.durability) == Durability::Sync;
+        Meters::begin_commit(waits)
+    }
+
     /// After every write, with nothing locked: waits for the durability that it asked for.
     ///
     /// # Errors
     /// [`Error::NotDurable`].
     #[inline]
-    pub(crate) fn committed(&self, position: Position, level: Option<Durability>) -> Result<()> {
+    pub(crate) fn committed(
+        &self,
+        begun: &Begun,
+        position: Position,
+        level: Option<Durability>,
+    ) -> Result<()> {
         if let Some(budget) = &self.budget {
             self.check_budget(budget);
         }
@@ -612,6 +639,7 @@ impl Engine {
             Some(log) => self.reach(log, position, level.unwrap_or(self.durability)),
         };
         self.signals.committed();
+        self.tree.commit.meters.end_commit(begun);
         reached
     }
 
@@ -654,10 +682,11 @@ impl Engine {
     /// As [`committed`](Self::committed), for a batch that may have changed nothing.
     pub(crate) fn committed_if(
         &self,
+        begun: &Begun,
         position: Option<Position>,
         level: Option<Durability>,
     ) -> Result<()> {
-        position.map_or(Ok(()), |position| self.committed(position, level))
+        position.map_or(Ok(()), |position| self.committed(begun, position, level))
     }
 
     fn reach(&self, log: &Log, position: Position, level: Durability) -> Result<()> {
@@ -673,7 +702,10 @@ impl Engine {
             }
             keeper.committed();
         }
-        reached.map_err(|failure| Error::NotDurable { position, failure })
+        reached.map_err(|failure| {
+            notices::warn(|| format!("{position} is not durable, the log failed: {failure}"));
+            Error::NotDurable { position, failure }
+        })
     }
 
     /// Refuses a level that this database can't give.
@@ -725,6 +757,7 @@ impl Reclaimer {
                 let Some(tree) = tree.upgrade() else { return };
                 // A panic here is our bug and may leave a leaf half moved: nothing may be read any more.
                 if catch_unwind(AssertUnwindSafe(|| tree.reclaim())).is_err() {
+                    notices::warn(|| "poisoned: a panic while memory was reclaimed".to_owned());
                     return tree.commit.poison();
                 }
             }

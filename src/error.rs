@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::position::{Position, Seq};
+use crate::slice::Slice;
 
 /// The result of nearly everything here.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -166,6 +167,56 @@ pub enum Error {
         /// What went wrong.
         failure: LogFailure,
     },
+    /// What is stored is not what a [`Typed`](crate::Typed) keyspace reads it as.
+    Undecodable(Box<Undecodable>),
+    /// A value of a [`Typed`](crate::Typed) keyspace that can't be stored. Nothing changed.
+    Unencodable {
+        /// The type that it is of.
+        type_name: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// Bytes that are not the encoding of the type that they were read as, in [`Error::Undecodable`].
+///
+/// It has the entry as it was stored, so that who removed it and got this instead has not lost it.
+///
+/// ```
+/// # use stillframe::{Database, Error};
+/// let ages = Database::in_memory().keyspace("ages")?;
+/// ages.insert("ann", "forty")?;
+/// let Err(Error::Undecodable(found)) = ages.typed::<String, u8>().take(&"ann".to_owned()) else {
+///     panic!("this is not one byte")
+/// };
+/// assert_eq!((found.what, found.type_name), ("value", "u8"));
+/// assert_eq!(found.value.unwrap(), "forty");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Undecodable {
+    /// What does not decode: "key" or "value".
+    pub what: &'static str,
+    /// The type that it was read as.
+    pub type_name: &'static str,
+    /// What is wrong with it.
+    pub why: &'static str,
+    /// The key, as stored.
+    pub key: Slice,
+    /// The value, as stored, if it was read.
+    pub value: Option<Slice>,
+}
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Longer keys are cut short.
+        const SHOWN: usize = 64;
+        let Self { what, type_name, why, key, .. } = self;
+        let shown = key[..key.len().min(SHOWN)].escape_ascii();
+        let rest = if key.len() > SHOWN { "…" } else { "" };
+        write!(f, "{what} of entry \"{shown}{rest}\" is no {type_name}: {why}")
+    }
 }
 
 /// Why a replica does not follow a source by itself. Only its user can say otherwise.
@@ -422,6 +473,10 @@ impl fmt::Display for Error {
             Error::SavesFail => f.write_str("saves fail, and writes are refused while they do"),
             Error::NotDurable { position, failure } => {
                 write!(f, "{position} is committed, not durable: {failure}")
+            }
+            Error::Undecodable(found) => found.fmt(f),
+            Error::Unencodable { type_name, why } => {
+                write!(f, "a value of {type_name} can't be stored: {why}")
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::range::{Keys, Range};
 use crate::slice::{LargeBytes, Slice};
 use crate::sync::assert_no_latch;
 use crate::tree::{Bounds, Condition, End, Entry, PointWrite, Scan, Written, new_value};
+use crate::typed::{Typed, TypedKey, TypedValue};
 use crate::{Error, Result};
 
 /// A named, ordered set of entries: a cheap handle that any thread may clone and use.
@@ -188,6 +189,19 @@ impl Keyspace {
         &self.name
     }
 
+    /// The same keyspace, read and written with keys of type `K` and values of type `V` instead of bytes.
+    ///
+    /// ```
+    /// # let db = stillframe::Database::in_memory();
+    /// let heights = db.keyspace("heights")?.typed::<String, u32>();
+    /// heights.insert(&"Eiger".to_owned(), &3967)?;
+    /// assert_eq!(heights.get(&"Eiger".to_owned())?, Some(3967));
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    pub fn typed<K: TypedKey, V: TypedValue>(&self) -> Typed<K, V> {
+        Typed::new(self.clone())
+    }
+
     /// The value of `key`. A short value is copied, one over 2 KiB shared.
     #[inline]
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
@@ -254,6 +268,30 @@ impl Keyspace {
         Ok(matches!(written, Written::Done { .. }))
     }
 
+    /// As [`insert_new`](Keyspace::insert_new), with an expiry or a durability of its own: a lock that ends by itself, a filter for what comes twice.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use stillframe::{Database, WriteOptions};
+    /// let seen = Database::in_memory().keyspace("seen")?;
+    /// let for_an_hour = WriteOptions::new().ttl(Duration::from_secs(3600));
+    /// assert!(seen.insert_new_with("message 7", "", for_an_hour)?);
+    /// assert!(!seen.insert_new_with("message 7", "", for_an_hour)?);
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    pub fn insert_new_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        self.engine.check_level(options.durability)?;
+        let expire_at = options.resolve(self.engine.tree().clock());
+        let (key, value, level) = (key.as_ref(), Some(value.as_ref()), options.durability);
+        let written = self.write_at(level, key, value, expire_at, &Condition::Vacant, false)?;
+        Ok(matches!(written, Written::Done { .. }))
+    }
+
     /// As [`insert`](Keyspace::insert); returns the value that was there.
     pub fn replace(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<Option<Slice>> {
         match self.put(key.as_ref(), value.as_ref(), 0, Condition::Always, true)? {
@@ -308,6 +346,7 @@ impl Keyspace {
         want_old: bool,
     ) -> Result<Written> {
         let tree = self.engine.tree();
+        let begun = self.engine.begin_commit(level);
         let written = self.at(|place| {
             let Place { view, slot, .. } = place;
             let put = value.map(|value| new_value(tree, value, expire_at)).transpose()?;
@@ -315,7 +354,7 @@ impl Keyspace {
             tree.write(&PointWrite { view, slot, key, prefix_len, put, condition, want_old })
         })?;
         if let Written::Done { position, .. } = &written {
-            self.engine.committed(*position, level)?;
+            self.engine.committed(&begun, *position, level)?;
         }
         Ok(written)
     }
@@ -379,7 +418,7 @@ impl Keyspace {
     /// # Ok::<(), stillframe::Error>(())
     /// ```
     ///
-    /// Cost: that of an [`update`](Keyspace::update) that changes nothing: the value is written again, to the log as well.
+    /// Also an entry that had none expires then. Cost: that of an [`update`](Keyspace::update) that changes nothing: the value is written again, to the log as well.
     pub fn touch(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
         let expire_at = WriteOptions::new().ttl(ttl).resolve(self.engine.tree().clock());
         self.expire_at(key, expire_at)
@@ -556,11 +595,12 @@ impl Keyspace {
 
     fn pop(&self, end: End) -> Result<Option<(Slice, Slice)>> {
         let tree = self.engine.tree();
+        let begun = self.engine.begin_commit(None);
         let popped = self.at(|Place { view, id, slot }| {
             tree.pop((view, slot), PREFIX_LEN, &keys::all(id), end)
         })?;
         let position = popped.as_ref().map(|(_, position)| *position);
-        self.engine.committed_if(position, None)?;
+        self.engine.committed_if(&begun, position, None)?;
         Ok(popped.map(|((key, value), _)| (Slice::new(&key[PREFIX_LEN..]), value)))
     }
 
@@ -580,11 +620,12 @@ impl Keyspace {
     }
 
     fn delete(&self, bounds: impl Fn(u32) -> Bounds) -> Result<u64> {
+        let begun = self.engine.begin_commit(None);
         let (position, removed) = self.at(|place| {
             let changes = delete_bounds(place.slot, &bounds(place.id));
             self.engine.tree().write_batch(&changes)
         })?;
-        self.engine.committed_if(position, None)?;
+        self.engine.committed_if(&begun, position, None)?;
         Ok(removed)
     }
 

@@ -15,6 +15,8 @@ mod install;
 mod keeper;
 mod keys;
 mod keyspace;
+mod meters;
+mod notices;
 mod open;
 mod options;
 mod planted;
@@ -35,14 +37,16 @@ mod subscription;
 mod sync;
 mod transaction;
 mod tree;
+mod typed;
 
 pub use backup::{BackupReport, PointInTime, RestoreReport};
 pub use batch::WriteBatch;
 pub use commit::{Holder, Role};
 pub use database::Database;
-pub use error::{Error, Fault, LogFailure, Result, SyncRefused};
+pub use error::{Error, Fault, LogFailure, Result, SyncRefused, Undecodable};
 pub use follow::{LinkLost, Replica, ReplicaSource, ReplicaState, ReplicaStatus, StalePolicy};
 pub use keyspace::{CompareAndSwapError, Keyspace};
+pub use meters::Histogram;
 pub use options::{Builder, Durability, StillInfo, StillReport, WriteOptions};
 pub use position::{HistoryId, Position, Seq};
 pub use progress::{OpenPhase, OpenProgress, OpenReport};
@@ -66,6 +70,9 @@ pub use storage::save::{Compression, SaveHandle, SaveOptions, SaveProgress, Save
 pub use storage::snapshot_file::{SnapshotFile, SnapshotInfo, VerifyReport};
 pub use subscription::{Cause, Change, ChangeBatch, ChangeKind, SubscribeOptions, Subscription};
 pub use transaction::{Transaction, TransactionRange};
+#[cfg(feature = "serde")]
+pub use typed::Serde;
+pub use typed::{BeginsWith, CodecError, Typed, TypedKey, TypedRange, TypedSnapshot, TypedValue};
 
 /// The world a test can hand in: a disk that forgets and fails, a clock that stands still, seeded numbers.
 ///

@@ -419,7 +419,8 @@ impl WriteOptions {
         self
     }
 
-    /// The entry expires this long after the write, by the wall clock, to the millisecond.
+    /// The entry expires this long after the write, by the wall clock, to the millisecond: nobody sees it from then on. A primary removes it soon after,
+    /// within a quarter of a second as a rule; one that was opened and has written nothing yet, after a minute.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.expiry = Expiry::In(ttl);
         self

@@ -45,6 +45,33 @@ impl HistoryId {
     }
 }
 
+impl Position {
+    /// 24 bytes to keep it by: the history, then the number, big-endian.
+    ///
+    /// ```
+    /// let db = stillframe::Database::in_memory();
+    /// db.keyspace("data")?.insert("k", "v")?;
+    /// let kept = db.position().to_bytes();
+    /// assert_eq!(stillframe::Position::from_bytes(kept), db.position());
+    /// # Ok::<(), stillframe::Error>(())
+    /// ```
+    pub fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        let (history, seq) = bytes.split_at_mut(16);
+        history.copy_from_slice(&self.history.0);
+        seq.copy_from_slice(&self.seq.0.to_be_bytes());
+        bytes
+    }
+
+    /// The position that [`to_bytes`](Self::to_bytes) gave.
+    pub fn from_bytes(bytes: [u8; 24]) -> Self {
+        let (mut history, mut seq) = ([0; 16], [0; 8]);
+        history.copy_from_slice(&bytes[..16]);
+        seq.copy_from_slice(&bytes[16..]);
+        Self { history: HistoryId(history), seq: Seq(u64::from_be_bytes(seq)) }
+    }
+}
+
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

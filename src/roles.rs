@@ -10,6 +10,7 @@ use crate::database::Engine;
 use crate::follow::Following;
 use crate::format::log::Fence;
 use crate::install::Arrival;
+use crate::notices;
 use crate::options::BacklogSize;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position};
@@ -120,6 +121,7 @@ impl Engine {
         self.hub.set_path(Vec::new());
         tree.commit.set_role(Role::Primary);
         drop(placing);
+        notices::info(|| format!("promoted, begins with {position}"));
         // Whom it was told to follow meanwhile.
         self.stop_following();
         Ok(position)
@@ -131,6 +133,7 @@ impl Engine {
     /// [`Error::Io`]: it takes none all the same, up to when it is opened again.
     pub(crate) fn fence(&self, term: u64, history: HistoryId) -> Result<()> {
         self.tree().commit.set_role(Role::Replica);
+        notices::warn(|| format!("takes no more writes: another was promoted, in term {term}"));
         self.hub.heard_term(term);
         match self.log() {
             Some(log) if !planted(Bug::FenceForgotten) => {

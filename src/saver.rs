@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use crate::commit::Holder;
+use crate::notices;
 use crate::planted::{Bug, planted};
 use crate::position::Seq;
 use crate::storage::directory::Directory;
@@ -227,11 +228,13 @@ impl Saver {
         };
         let report = handle.wait();
         self.ending.lock().cancel = None;
-        let report = report.inspect_err(|_| {
+        let report = report.inspect_err(|error| {
+            notices::warn(|| format!("saving {}: {error}", path.display()));
             // If it has its name, then that could not be synced and is in doubt for good.
             let _ = directory.remove(&path);
         })?;
         let (seq, bytes) = (report.position.seq, report.file_bytes);
+        notices::info(|| format!("saved batch {seq} to {}, {bytes} bytes", path.display()));
         state.snapshots.push((ordinal, Some(seq)));
         self.saved.store(seq.0, Ordering::Relaxed);
         state.last = LastSave { seq, bytes, log_bytes, when: Instant::now() };

@@ -15,7 +15,8 @@ const INLINE_LEN: usize = 22;
 /// Immutable bytes, owned: keys and values as reads return them.
 ///
 /// 24 bytes on the stack. Up to 22 bytes are held inline; longer contents are shared by reference
-/// count, so a clone never copies them. Dereferences to `[u8]`.
+/// count, so a clone never copies them. Dereferences to `[u8]`. As a key of a map it is compared by its bytes, which never change; that clippy asks
+/// there (`mutable_key_type`) is for a counter beside them.
 ///
 /// ```
 /// let s = stillframe::Slice::from(&b"still"[..]);

@@ -1,5 +1,8 @@
 //! What a database holds and what that takes, as plain data.
 
+mod figures;
+
+use crate::meters::Histogram;
 use crate::options::StillInfo;
 use crate::position::{Position, Seq};
 
@@ -29,8 +32,21 @@ pub struct Stats {
     pub keyspaces: Vec<KeyspaceStats>,
     /// The log, if there is one.
     pub log: Option<LogStats>,
-    /// Entries that this run has removed because their time was past.
+    /// Entries that this run has removed because their time was past; counted once that can be seen.
     pub expired: u64,
+    /// Transactions that committed in this run, or had nothing to.
+    pub transactions: u64,
+    /// Times that one was run again, or given up, since others were in the way.
+    pub conflicts: u64,
+    /// How long writes, batches and transactions took to commit in this run, from the call to its return; of those that do not wait
+    /// for the disk one in 64 is timed.
+    pub commits: Histogram,
+    /// .. syncs of the log.
+    pub syncs: Histogram,
+    /// .. cuts, which snapshots, saves and ranges take.
+    pub cuts: Histogram,
+    /// .. saves, from the cut to the last sync.
+    pub saves: Histogram,
 }
 
 /// How far the log of an open directory is.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::commit::{Holder, Span};
 use crate::database::{Database, Engine};
 use crate::format::record::{HistoryBody, RecordKind};
+use crate::notices;
 use crate::planted::{Bug, planted};
 use crate::position::{Position, Seq};
 use crate::replication::line::{fork, has};
@@ -527,6 +528,9 @@ impl Subscription {
                     return Ok(Filled::All);
                 }
                 found => self.over = found?,
+            }
+            if let Some(over) = self.over {
+                notices::warn(|| format!("a subscription ends: {}", over.error()));
             }
             if self.over.is_some() {
                 return Ok(Filled::All);

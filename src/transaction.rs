@@ -9,6 +9,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::batch::{OP_BYTES, union};
@@ -104,6 +105,7 @@ impl Database {
         mut run: impl FnMut(&mut Transaction) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
         let engine = self.engine();
+        let meters = &engine.tree().commit.meters;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -114,11 +116,15 @@ impl Database {
             if !tx.is_in_conflict {
                 let value = done?;
                 match tx.commit() {
-                    Ok(_) => return Ok(value),
+                    Ok(_) => {
+                        meters.transactions.fetch_add(1, Ordering::Relaxed);
+                        return Ok(value);
+                    }
                     Err(Error::Conflict { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
+            meters.conflicts.fetch_add(1, Ordering::Relaxed);
             if attempts >= engine.transaction_attempts {
                 return Err(Error::Conflict { attempts }.into());
             }
@@ -255,6 +261,24 @@ impl Transaction {
         let is_new = !self.contains_key(keyspace, &key)?;
         if is_new {
             self.insert(keyspace, key, value)?;
+        }
+        Ok(is_new)
+    }
+
+    /// As [`insert_new`](Transaction::insert_new), with an expiry; its durability means nothing, see [`durability`](Transaction::durability).
+    ///
+    /// # Errors
+    /// Those of a read and of a write.
+    pub fn insert_new_with(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        let is_new = !self.contains_key(keyspace, &key)?;
+        if is_new {
+            self.insert_with(keyspace, key, value, options)?;
         }
         Ok(is_new)
     }
@@ -509,13 +533,14 @@ impl Transaction {
         let ranges = ranges.iter().flat_map(|extent| extent.lock().seen()).collect();
         let reads = ReadSet { view, since, still, keys, ranges };
         changes.reads = Some(&reads);
+        let begun = engine.begin_commit(self.durability);
         let (position, _) = match engine.tree().write_batch(&changes) {
             Err(Error::NoKeyspace) if engine.tree().commit.view() != view => {
                 return Err(Error::Conflict { attempts: 1 });
             }
             written => written?,
         };
-        engine.committed_if(position, self.durability)?;
+        engine.committed_if(&begun, position, self.durability)?;
         Ok(position)
     }
 }

@@ -67,7 +67,9 @@ impl Follow {
         if self.resync {
             replica.resync();
         }
-        live::watch(&self.node, json, || self.followed(&database, &replica, serving.as_ref()))?;
+        live::watch(&self.node.pace, json, || {
+            self.followed(&database, &replica, serving.as_ref())
+        })?;
         replica.stop();
         if let Some(serving) = serving {
             serving.primary.shutdown();

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
 use anyhow::bail;
 use serde::Serialize;
@@ -12,6 +11,7 @@ use stillframe::{
     Database, LinkKey, Primary, PrimaryOptions, ReplicaInfo, ReplicaSource, SyncCounts, SyncKind,
 };
 
+use crate::live::Pace;
 use crate::text::hex;
 use crate::{key, ui};
 
@@ -87,12 +87,8 @@ pub(crate) struct NodeOptions {
     /// What this node calls itself [default: the name of the directory]
     #[arg(long)]
     name: Option<String>,
-    /// Print a line so often where there is no terminal to refresh, and whenever something changes
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
-    pub(crate) every: Duration,
-    /// End when standard input does
-    #[arg(long)]
-    pub(crate) until_eof: bool,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
 }
 
 impl NodeOptions {

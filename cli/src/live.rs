@@ -6,13 +6,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use crate::link::NodeOptions;
 use crate::{interrupt, ui};
 
 /// Between two updates on a terminal.
 const REFRESH: Duration = Duration::from_millis(250);
 /// What a rate is taken over, at the least.
 const RATE_OVER: Duration = Duration::from_secs(1);
+
+/// How a command that goes on shows itself.
+#[derive(clap::Args)]
+pub(crate) struct Pace {
+    /// Print a line so often where there is no terminal to refresh, and whenever something changes
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    every: Duration,
+    /// End when standard input does
+    #[arg(long)]
+    until_eof: bool,
+}
 
 /// A look at what goes on.
 pub(crate) trait Look: Serialize {
@@ -24,16 +34,16 @@ pub(crate) trait Look: Serialize {
 
 /// Shows what `look` sees until it is interrupted, which is how this ends, or standard input has ended if that was asked for.
 pub(crate) fn watch<L: Look>(
-    node: &NodeOptions,
+    pace: &Pace,
     as_json: bool,
     mut look: impl FnMut() -> anyhow::Result<L>,
 ) -> anyhow::Result<()> {
-    if node.until_eof {
+    if pace.until_eof {
         interrupt::raise_at_eof();
     }
     let view = ui::lines();
     let is_in_place = !as_json && !view.is_hidden();
-    let every = if is_in_place { REFRESH } else { node.every };
+    let every = if is_in_place { REFRESH } else { pace.every };
     let (mut shown, mut news) = (None::<Instant>, None);
     while !interrupt::raised() {
         let seen = look()?;

@@ -16,6 +16,7 @@ mod key;
 mod link;
 mod live;
 mod log;
+mod metrics;
 mod open;
 mod promote;
 mod read;
@@ -24,6 +25,7 @@ mod serve;
 mod snapshot;
 mod status;
 mod text;
+mod top;
 mod tree;
 mod ui;
 
@@ -85,6 +87,7 @@ enum Command {
     Follow(follow::Follow),
     Promote(promote::Promote),
     Status(status::Status),
+    Top(top::Top),
     Key(key::Key),
     Demo(demo::Demo),
 }
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Command::Follow(follow) => follow.run(json),
         Command::Promote(promote) => promote.run(json),
         Command::Status(status) => status.run(json),
+        Command::Top(top) => top.run(json),
         Command::Key(key) => key.run(json),
         Command::Demo(demo) => demo.run(json),
     };

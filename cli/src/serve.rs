@@ -7,6 +7,7 @@ use stillframe::{Database, Role};
 
 use crate::link::{Address, Connected, Counts, NodeOptions, Serving};
 use crate::live::{self, Look, Rate};
+use crate::metrics::Metrics;
 use crate::{Answer, EXIT_CODES, interrupt, open, ui};
 
 /// Serve a database to replicas, and show how they do
@@ -20,6 +21,9 @@ pub(crate) struct Serve {
     /// Listen here: host:port, where port 0 lets the system choose, or unix:PATH; may be given again
     #[arg(long, value_name = "ADDRESS", required = true)]
     listen: Vec<Address>,
+    /// Serve figures here over HTTP, as Prometheus reads them; `stillframe top` shows them
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
     #[command(flatten)]
     node: NodeOptions,
 }
@@ -28,6 +32,7 @@ pub(crate) struct Serve {
 struct Served<'a> {
     directory: String,
     listening: &'a [String],
+    metrics: Option<&'a str>,
     role: &'static str,
     history: String,
     seq: u64,
@@ -46,8 +51,16 @@ impl Serve {
         let name = self.node.name(&self.directory);
         let serving = Serving::start(&database, &self.listen, key, name, !json)?;
         let serving = serving.expect("an address is required");
+        let metrics = self.metrics.as_deref();
+        let metrics = metrics
+            .map(|address| Metrics::serve(&database, &self.directory, address))
+            .transpose()?;
+        let metrics_at = metrics.as_ref().map(|metrics| metrics.address.to_string());
         let mut rate = Rate::new(database.seq().0);
-        live::watch(&self.node, json, || self.served(&database, &serving, &mut rate))?;
+        live::watch(&self.node.pace, json, || {
+            self.served(&database, &serving, metrics_at.as_deref(), &mut rate)
+        })?;
+        drop(metrics);
         serving.primary.shutdown();
         database.close()?;
         Ok(Answer::Yes)
@@ -57,6 +70,7 @@ impl Serve {
         &self,
         database: &Database,
         serving: &'a Serving,
+        metrics: Option<&'a str>,
         rate: &mut Rate,
     ) -> anyhow::Result<Served<'a>> {
         let still = database.snapshot()?;
@@ -64,6 +78,7 @@ impl Serve {
         Ok(Served {
             directory: self.directory.to_string_lossy().into_owned(),
             listening: &serving.listening,
+            metrics,
             role: role(database.role()),
             history: position.history.to_string(),
             seq: position.seq.0,

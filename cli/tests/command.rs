@@ -657,6 +657,25 @@ fn replicas_follow_over_tcp_and_unix_sockets_and_one_another() {
     assert!(!shell.path().join("socket").exists());
 }
 
+#[test]
+fn top_shows_what_is_served() {
+    let shell = Shell::new();
+    shell.expect(0, "key key");
+    shell.fill("primary", "film", 10);
+    assert!(shell.fail(2, "top primary").contains("not served with --metrics"));
+    let (primary, _) = shell.serve("primary", "--metrics 127.0.0.1:0");
+    let address = primary.last["metrics"].as_str().unwrap().to_owned();
+    for target in ["primary", &address] {
+        let mut top = shell.start(&format!("top {target}"));
+        let seen = top.when("the records", |seen| seen["records"] == 10);
+        assert_eq!(seen["keyspaces"][0]["name"], "films");
+        assert_eq!((&seen["not_durable"], &seen["stills"]), (&0.into(), &0.into()));
+    }
+    assert_eq!(primary.end("-TERM"), Some(0));
+    assert!(!shell.path().join("primary/metrics-address").exists());
+    assert!(shell.fail(2, &format!("top {address}")).contains(&address));
+}
+
 #[cfg(unix)]
 #[test]
 fn without_the_key_nothing_is_told() {

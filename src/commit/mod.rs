@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use crate::error::LogFailure;
 use crate::format::log::Base;
 pub(crate) use crate::format::snapshot::Span;
+use crate::meters::Meters;
 use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 use crate::sync::assert_no_latch;
@@ -78,6 +79,7 @@ pub(crate) struct Commit {
     is_replica: AtomicBool,
     /// Set when a log is attached, before anyone else has the database.
     room: OnceLock<Arc<dyn Room>>,
+    pub(crate) meters: Meters,
 }
 
 /// Who makes room for the log's tail.
@@ -356,6 +358,7 @@ impl Commit {
             has_history: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
             room: OnceLock::new(),
+            meters: Meters::default(),
         }
     }
 

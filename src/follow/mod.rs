@@ -12,6 +12,7 @@ use crate::database::{Database, Engine};
 use crate::error::SyncRefused;
 use crate::follow::session::{Kept, ReplicaSession, Stage};
 use crate::format::wire::{Backlog, Bye, Reason};
+use crate::notices;
 use crate::position::{Position, Seq};
 use crate::replication::auth::Side;
 use crate::replication::framing::Secrets;
@@ -80,7 +81,8 @@ impl Database {
     ///
     /// Reads, stills and saves go on, of what it has, which is at every moment what its primary was at one batch. What it lacks comes in the cheapest
     /// way that is right: the records that it missed, the leaves that changed, or everything. What it has that the source lacks is given up only
-    /// where rules say that it may be; else it says [`ReplicaState::Refused`] and waits for [`Replica::resync`].
+    /// where rules say that it may be; else it says [`ReplicaState::Refused`] and waits for [`Replica::resync`]. Before that a database with a directory
+    /// saves it to the folder `aside` there, as a snapshot file named by its history and number, and keeps the newest of those.
     ///
     /// A crash leaves a state of its primary, and what came of another that is not whole is forgotten.
     ///
@@ -252,6 +254,7 @@ impl Following {
         if was_in_touch && new != ReplicaState::Streaming {
             self.set_in_touch(false);
         }
+        notices::info(|| format!("as a replica: {new:?}"));
         self.changed.notify_all();
     }
 

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -336,7 +337,9 @@ impl Log {
         path: &Path,
         file: &dyn DiskFile,
     ) -> Outcome<()> {
+        let began = Instant::now();
         let synced = file.sync_data();
+        commit.meters.sync.record(began.elapsed());
         if planted(Bug::FailedSyncIgnored) {
             return Ok(());
         }

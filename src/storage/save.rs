@@ -303,6 +303,7 @@ impl Target {
         if !planted(Bug::SavedNameUnsynced) {
             self.disk.sync_dir(directory).map_err(|source| Error::io("sync", directory, source))?;
         }
+        source.saved(start.elapsed());
         Ok(SaveReport::new(&footer, start))
     }
 }

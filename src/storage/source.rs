@@ -4,6 +4,7 @@
 //! how memory holds a leaf, and can be tested without it. Keys are internal keys throughout.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::commit;
 use crate::error::Result;
@@ -35,6 +36,9 @@ pub(crate) trait LeafSource: Send + Sync {
     /// When `from` lies inside a leaf, only what is at or above it is copied, and `out.low()` is `from`.
     /// Called from the empty key on, then at each copy's high fence, once each.
     fn copy_leaf(&self, from: &[u8], out: &mut Self::Copy) -> Result<bool>;
+
+    /// It was saved, which took so long.
+    fn saved(&self, _took: Duration) {}
 }
 
 /// A leaf's content at a cut, held by nobody else.
@@ -120,6 +124,10 @@ impl LeafSource for Arc<Still> {
     fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<bool> {
         Still::copy_leaf(self, from, out).map(|()| true)
     }
+
+    fn saved(&self, took: Duration) {
+        self.tree().commit.meters.save.record(took);
+    }
 }
 
 impl LeafSource for Pass {
@@ -127,6 +135,10 @@ impl LeafSource for Pass {
 
     fn copy_leaf(&self, from: &[u8], out: &mut tree::LeafCopy) -> Result<bool> {
         Pass::copy_leaf(self, from, out).map(|()| true)
+    }
+
+    fn saved(&self, took: Duration) {
+        self.tree().commit.meters.save.record(took);
     }
 }
 

@@ -31,6 +31,10 @@ impl Pass {
         Ok(Self { still: Still::take(tree, holder)? })
     }
 
+    pub(crate) fn tree(&self) -> &Tree {
+        self.still.tree()
+    }
+
     pub(crate) fn cut(&self) -> &Cut {
         self.still.cut()
     }

@@ -25,7 +25,9 @@ mod sessions;
 #[cfg(shuttle)]
 mod shuttle;
 mod stamps;
+mod stats;
 mod subscriptions;
 mod threads;
 mod tidy;
 mod transactions;
+mod typed;
