@@ -161,7 +161,7 @@ fn picture(points: &[Point], from: Duration, until: Duration, title: &str) -> St
             .iter()
             .map(|point| format!("{:.1},{:.1}", x(point.at_s), y(point.of[kind])))
             .collect();
-        let at = LEFT + 130.0 * kind as f64;
+        let at = LEFT + 170.0 * kind as f64;
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.2\"/>\n\
