@@ -1,6 +1,6 @@
 //! What a database tells whoever reads its log file: through the `log` facade, if the feature of that name is on; else to nobody.
 //!
-//! Never called with anything locked: a logger is the user's code.
+//! Never called with a latch held: a logger is the user's code. It may be called in the middle of a save or a session, and so must not begin one.
 
 /// What went wrong and was not the caller's to hear.
 #[cfg(feature = "log")]

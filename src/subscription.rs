@@ -290,17 +290,20 @@ impl Database {
     /// costs writers nothing; what it has not read is kept up to
     /// [`Builder::keep_log_for_replicas`](crate::Builder::keep_log_for_replicas), and then it gets [`Error::Lagged`], never a gap. After a crash it goes
     /// on [after](SubscribeOptions::after) the position that its reader stored. A replica has subscribers of its own, who are told of every state that came without
-    /// its batches. Cost: from now on, a look at the end of the log; since an earlier batch, what follows it is read twice.
+    /// its batches. Cost: from now on, little; since an earlier batch, the segment of the log that has it is read up to there, and what follows is read twice.
     ///
     /// # Errors
     /// [`Error::Lagged`]: the log does not go back so far. [`Error::Rewound`]: that batch is not on the line. [`Error::Closed`], [`Error::LogFailed`],
     /// [`Error::Io`], [`Error::Corrupt`], [`Error::Poisoned`].
     pub fn subscribe(&self, options: SubscribeOptions) -> Result<Subscription> {
-        let placing = self.engine().placing.lock();
-        let still = Arc::new(Still::take(self.engine().tree(), Holder::Range)?);
-        let subscription = Subscription::begin(self.engine(), options, &still);
-        drop(placing);
-        subscription
+        let engine = self.engine();
+        // Until the log is held no other state takes the place of this one.
+        let _placing = engine.placing.lock();
+        // Before the cut: what follows it is in the log from then on.
+        let log = engine.source_log()?;
+        let _lease = log.lease(log.written());
+        let still = Arc::new(Still::take(engine.tree(), Holder::Range)?);
+        Subscription::begin(engine, options, &still)
     }
 
     /// A still, and every change that is not in it: to hold a copy of the data elsewhere. One cut for both; what `options` say of the beginning means
@@ -326,9 +329,8 @@ impl Database {
         options: SubscribeOptions,
     ) -> Result<(Snapshot, Subscription)> {
         let engine = self.engine();
-        // Until the log is held no other state takes the place of this one.
+        // As in `subscribe`.
         let _placing = engine.placing.lock();
-        // Before the cut: what follows it is in the log from then on.
         let log = engine.source_log()?;
         let _lease = log.lease(log.written());
         let snapshot = Snapshot::take(engine)?;
@@ -388,14 +390,20 @@ impl Subscription {
         }
         let lease = log.lease(position.seq);
         log.write_out(&engine.tree().commit, cut.position.seq).map_err(Error::LogFailed)?;
-        let after = if planted(Bug::LagUntold) { log.base().position.seq } else { position.seq };
-        // Once for the names: what a number of a keyspace meant there, another run may have given to another since.
-        let (feed, ahead) = (Feed::open(log, position.seq)?, Feed::open(log, after)?);
-        let feed = if planted(Bug::LagUntold) { feed.or(Feed::open(log, after)?) } else { feed };
+        let feed = match Feed::open_near_end(log, position.seq)? {
+            None if planted(Bug::LagUntold) => Feed::open(log, log.base().position.seq)?,
+            feed => feed,
+        };
+        let Some(feed) = feed else { return Self::lagged(log, position) };
         let mut names = Names::of(still, self.wanted.as_ref())?;
-        let (Some(feed), Some(ahead)) = (feed, ahead) else { return Self::lagged(log, position) };
-        if !names.go_back(ahead, cut.position.seq)? {
-            return Self::lagged(log, position);
+        if position.seq < cut.position.seq {
+            // What a number of a keyspace meant there, another run may have given to another since.
+            let Some(ahead) = Feed::open(log, feed.position().seq)? else {
+                return Self::lagged(log, position);
+            };
+            if !names.go_back(ahead, cut.position.seq)? {
+                return Self::lagged(log, position);
+            }
         }
         self.position = feed.position();
         self.line = lineage;
@@ -467,7 +475,12 @@ impl Subscription {
             // Before it is read: nothing is committed afterwards.
             let is_over = self.ending.is_over.load(Ordering::Acquire);
             let engine = self.engine.upgrade();
-            let filled = self.fill(engine.as_ref())?;
+            let filled = self.fill(engine.as_ref());
+            if is_over && filled.is_err() {
+                // The rest never comes.
+                self.over = Some(Over::Closed);
+            }
+            let filled = filled?;
             if filled == Filled::More || !self.ready.is_empty() || self.over.is_some() {
                 is_stuck = false;
                 continue;
@@ -519,6 +532,7 @@ impl Subscription {
 
     fn read_on(&mut self, engine: &Arc<Engine>) -> Result<Filled> {
         let commit = &engine.tree().commit;
+        commit.check()?;
         if self.reading.is_none() {
             // Held: another state is put in the place of the present. That may take long.
             let Some(_placing) = engine.placing.try_lock() else { return Ok(Filled::All) };

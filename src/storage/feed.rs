@@ -96,6 +96,22 @@ impl Feed {
         Ok(Some(feed))
     }
 
+    /// As [`open`](Self::open), for who wants what is yet to come, mostly: then what was is not read, nor proven once more.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub(crate) fn open_near_end(log: &Arc<Log>, after: Seq) -> Result<Option<Self>> {
+        let (_, restarts) = log.ordinals();
+        if let Some((ordinal, offset, base)) = log.end()
+            && base.position.seq == after
+            && let Some(found) = Self::hold(log, ordinal)?
+        {
+            let segment = Some(Reading { offset, ..Reading::of(found) });
+            return Ok(Some(Self { log: Arc::clone(log), restarts, segment, base }));
+        }
+        Self::open(log, after)
+    }
+
     /// The last batch that was shown.
     pub(crate) fn position(&self) -> Position {
         self.base.position

@@ -469,6 +469,13 @@ impl Log {
         self.shown_up_to.store(seq.map_or(u64::MAX, |seq| seq.0), Ordering::Release);
     }
 
+    /// The present segment, where the next frame goes in it, and what that follows.
+    pub(crate) fn end(&self) -> Option<(u64, u64, Base)> {
+        let writer = lock(&self.writer);
+        let current = writer.current.as_ref()?;
+        Some((current.label.ordinal, current.offset, writer.base))
+    }
+
     /// What the last record that is in a file leaves.
     pub(crate) fn base(&self) -> Base {
         lock(&self.writer).base

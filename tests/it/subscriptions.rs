@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use stillframe::simulation::{CallKind, Clock, DiskFault, Random, SessionEnded, SimClock, SimDisk};
@@ -485,6 +485,31 @@ fn who_waits_is_woken_and_who_reads_on_another_thread_misses_nothing() {
         if !in_memory {
             std::fs::remove_dir_all(&dir).unwrap();
         }
+    }
+}
+
+/// The first subscriber of a database in memory begins its log: what was written between the cut and that was missing there, and it lagged at once.
+#[test]
+fn who_is_the_first_while_others_write_begins_where_it_is() {
+    for _ in 0..30 {
+        let db = Database::in_memory();
+        let words = db.keyspace("words").unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in (0_u32..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    words.insert("film", n.to_be_bytes()).unwrap();
+                }
+            });
+            let mut changes = db.subscribe(SubscribeOptions::new()).unwrap();
+            let mut last = changes.received().seq;
+            for _ in 0..100 {
+                let batch = changes.recv().unwrap();
+                assert_eq!(batch.position.seq.0, last.0 + 1);
+                last = batch.position.seq;
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
     }
 }
 
