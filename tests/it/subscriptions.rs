@@ -501,14 +501,14 @@ fn who_is_the_first_while_others_write_begins_where_it_is() {
                     words.insert("film", n.to_be_bytes()).unwrap();
                 }
             });
-            let mut changes = db.subscribe(SubscribeOptions::new()).unwrap();
-            let mut last = changes.received().seq;
-            for _ in 0..100 {
-                let batch = changes.recv().unwrap();
-                assert_eq!(batch.position.seq.0, last.0 + 1);
-                last = batch.position.seq;
-            }
+            let read = db.subscribe(SubscribeOptions::new()).and_then(|mut changes| {
+                let first = changes.received().seq.0 + 1;
+                let seqs = (0..100).map(|_| Ok(changes.recv()?.position.seq.0));
+                Ok((first, seqs.collect::<stillframe::Result<Vec<_>>>()?))
+            });
             is_over.store(true, Ordering::Relaxed);
+            let (first, seqs) = read.unwrap();
+            assert!(seqs.into_iter().eq(first..first + 100));
         });
     }
 }
