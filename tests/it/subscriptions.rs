@@ -501,6 +501,9 @@ fn who_is_the_first_while_others_write_begins_where_it_is() {
                     words.insert("film", n.to_be_bytes()).unwrap();
                 }
             });
+            while db.seq().0 < 100 {
+                std::thread::yield_now();
+            }
             let read = db.subscribe(SubscribeOptions::new()).and_then(|mut changes| {
                 let first = changes.received().seq.0 + 1;
                 let seqs = (0..100).map(|_| Ok(changes.recv()?.position.seq.0));
