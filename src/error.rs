@@ -18,6 +18,17 @@ pub type Result<T> = std::result::Result<T, Error>;
 ///
 /// Errors that are found before a write gets its sequence number changed nothing; which ones those
 /// are is said at each variant.
+///
+/// ```
+/// use stillframe::{Database, Error};
+///
+/// let db = Database::in_memory();
+/// match db.keyspace("films")?.insert(vec![b'm'; 100_000], "") {
+///     Err(Error::KeyTooLarge { len }) => assert_eq!(len, 100_000),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {

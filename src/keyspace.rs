@@ -26,6 +26,19 @@ use crate::{Error, Result};
 /// sequence number of its own. Reads see what is committed. Closures and iterators are never run with
 /// anything locked, so they may use the database.
 ///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// films.insert("Nosferatu", "1922")?;
+/// assert_eq!(films.get("Nosferatu")?.unwrap(), "1922");
+/// let first = films.range("A".."N").next().unwrap()?;
+/// assert_eq!(first.0, "Metropolis");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
+///
 /// # Errors
 /// Every method fails with [`Error::Poisoned`] if the database is, with [`Error::KeyTooLarge`] for a longer key;
 /// every change also with [`Error::ValueTooLarge`], [`Error::MemoryLimit`], [`Error::Closed`], and with

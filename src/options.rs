@@ -50,6 +50,20 @@ pub struct Builder {
 ///
 /// Every batch goes into the log, in order, at every level; the level says what is waited for. It holds for
 /// all earlier batches too: there is one log. Readers see what is committed, whether it is durable or not.
+///
+/// ```
+/// use stillframe::{Database, Durability, WriteOptions};
+///
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-level-{}", std::process::id()));
+/// let db = Database::builder().durability(Durability::Os).open(&dir)?;
+/// let orders = db.keyspace("orders")?;
+/// orders.insert("1", "open")?; // survives the end of the process
+/// orders.insert_with("1", "paid", WriteOptions::new().durability(Durability::Sync))?; // and a power cut
+/// assert_eq!(db.stats().log.unwrap().durable, db.seq());
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {

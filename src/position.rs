@@ -5,6 +5,17 @@
 use std::fmt;
 
 /// Counts the committed batches of a line; the first is 1, 0 is the empty state.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// let before = db.seq();
+/// films.insert("Metropolis", "1927")?;
+/// assert_eq!(db.seq().0, before.0 + 1);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(pub u64);
 
@@ -16,6 +27,19 @@ pub struct HistoryId(pub [u8; 16]);
 /// One committed batch: the history whose run assigned it, and its number.
 ///
 /// Equal positions mean equal data, on every node and in every file.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// let still = db.snapshot()?;
+/// assert_eq!(still.position(), db.position());
+/// films.insert("Metropolis", "2010")?;
+/// assert!(still.position().seq < db.position().seq);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Position {
     /// The history that assigned `seq`.

@@ -23,6 +23,18 @@ use crate::{Error, Result};
 /// Owned, `'static`, cheap to clone, to be read by any thread; readable after the database is closed. It judges
 /// expiry by the time it was taken, so it never changes. What it costs: the old content of whatever is
 /// changed while it lives, once, freed in the background after it is dropped.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// let still = db.snapshot()?;
+/// films.clear()?;
+/// assert_eq!((still.len()?, films.len()?), (1, 0));
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Snapshot {
     pub(crate) still: Arc<Still>,
@@ -235,6 +247,18 @@ impl fmt::Debug for Snapshot {
 ///
 /// Every method fails with [`Error::Poisoned`] if the database is, and with [`Error::KeyTooLarge`] for a key
 /// that can't be there.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// let then = db.snapshot()?.keyspace("films")?;
+/// films.insert("Metropolis", "2010, restored")?;
+/// assert_eq!(then.get("Metropolis")?.unwrap(), "1927");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SnapshotKeyspace {
     snapshot: Snapshot,

@@ -7,6 +7,18 @@ use crate::options::StillInfo;
 use crate::position::{Position, Seq};
 
 /// Figures of one database at about one moment.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// let stats = db.stats();
+/// assert_eq!((stats.records, stats.raw_bytes), (1, 14));
+/// assert_eq!(stats.keyspaces[0].name, "films");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Stats {
@@ -66,6 +78,17 @@ pub struct LogStats {
 }
 
 /// A keyspace's part.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// let films = &db.stats().keyspaces[0];
+/// assert_eq!((films.name.as_str(), films.records), ("films", 1));
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct KeyspaceStats {

@@ -111,6 +111,21 @@ impl SubscribeOptions {
 }
 
 /// A batch as a [`Subscription`] shows it: whole, but for what was not asked for.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// let mut changes = db.subscribe(stillframe::SubscribeOptions::new())?;
+/// let mut batch = db.batch();
+/// batch.insert(&films, "Metropolis", "1927");
+/// batch.insert(&films, "Nosferatu", "1922");
+/// let position = batch.commit()?;
+/// let batch = changes.recv()?;
+/// assert_eq!((batch.position, batch.changes.len()), (position, 2));
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChangeBatch {
@@ -145,6 +160,24 @@ pub enum Cause {
 }
 
 /// What was done by a [`Change`].
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// use stillframe::{ChangeKind, SubscribeOptions};
+///
+/// let mut changes = db.subscribe(SubscribeOptions::new())?;
+/// films.insert("Metropolis", "1927")?;
+/// for change in changes.recv()?.changes {
+///     match change.kind {
+///         ChangeKind::Put { key, value, .. } => println!("{}: {key:?} is {value:?}", change.keyspace),
+///         other => println!("{other:?}"),
+///     }
+/// }
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeKind {

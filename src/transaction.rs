@@ -148,6 +148,21 @@ fn back_off(attempts: u32) {
 /// Reads see what was committed at one moment, with its own writes on top. Expiry is judged by the time at which it began.
 /// After [`Error::Conflict`], which any read may return, nothing it does counts: hand it on.
 ///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// let taken = db.transact(|tx| {
+///     if !tx.insert_new(&films, "Metropolis", "1927")? {
+///         return Ok(None);
+///     }
+///     Ok(tx.first(&films)?)
+/// })?;
+/// assert_eq!(taken.unwrap().1, "1927");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
+///
 /// # Panics
 /// Every method that takes a keyspace does if that is of another database.
 pub struct Transaction {

@@ -50,6 +50,21 @@ impl Compression {
 }
 
 /// How to save.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// use stillframe::SaveOptions;
+///
+/// films.insert("Metropolis", "1927")?;
+/// let path = std::env::temp_dir().join(format!("stillframe-doc-options-{}", std::process::id()));
+/// db.save(&path, SaveOptions::default().threads(1))?.wait()?;
+/// assert_eq!(Database::load(&path)?.seq(), db.seq());
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SaveOptions {
     compression: Compression,
@@ -114,6 +129,18 @@ pub struct SaveProgress {
 }
 
 /// What a save wrote.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// let mut file = Vec::new();
+/// let report = db.snapshot()?.write_to(&mut file, &stillframe::SaveOptions::default())?;
+/// assert_eq!((report.file_bytes, report.position), (file.len() as u64, db.position()));
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SaveReport {
