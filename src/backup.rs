@@ -22,6 +22,21 @@ use crate::tree::{Bulk, Pass};
 use crate::{Error, Fault, Result};
 
 /// What a [backup](Builder::backup) holds.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-backed-{}", std::process::id()));
+/// # std::fs::create_dir(&dir).unwrap();
+/// use stillframe::{Database, DirectoryInfo};
+///
+/// let db = Database::open(dir.join("live"))?;
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// let report = db.backup(dir.join("copy"))?;
+/// println!("{} bytes in {} files, in {:?}", report.bytes, report.files, report.elapsed);
+/// assert_eq!(DirectoryInfo::read(dir.join("copy"))?.position, report.position);
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct BackupReport {
@@ -36,6 +51,21 @@ pub struct BackupReport {
 }
 
 /// What a directory was [restored](Builder::restore) to.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-restored-{}", std::process::id()));
+/// # std::fs::create_dir(&dir).unwrap();
+/// use stillframe::{Database, SaveOptions};
+///
+/// let db = Database::in_memory();
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// let mut file = Vec::new();
+/// db.snapshot()?.write_to(&mut file, &SaveOptions::default())?;
+/// let report = Database::restore(&file[..], dir.join("copy"))?;
+/// assert_eq!((report.position, report.records), (db.position(), db.stats().records));
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RestoreReport {
@@ -52,6 +82,27 @@ pub struct RestoreReport {
 }
 
 /// Which state of a database is wanted.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-point-{}", std::process::id()));
+/// # std::fs::create_dir(&dir).unwrap();
+/// use stillframe::{Database, Error, PointInTime, Seq};
+///
+/// let db = Database::open(dir.join("live"))?;
+/// let notes = db.keyspace("notes")?;
+/// notes.insert("1", "first")?;
+/// db.backup(dir.join("copy"))?;
+/// for (name, point) in [("now", PointInTime::Latest), ("then", PointInTime::Seq(Seq(1)))] {
+///     let report = Database::builder().restore(dir.join("copy"), dir.join(name), point)?;
+///     println!("{name}: batch {}", report.position.seq);
+/// }
+/// let wanted = PointInTime::Seq(Seq(1000));
+/// let refused = Database::builder().restore(dir.join("copy"), dir.join("tomorrow"), wanted);
+/// assert!(matches!(refused, Err(Error::OutOfReach { .. })));
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PointInTime {

@@ -12,6 +12,14 @@ use crate::position::{Position, Seq};
 use crate::slice::Slice;
 
 /// The result of nearly everything here.
+///
+/// ```
+/// fn is_known(db: &stillframe::Database, film: &str) -> stillframe::Result<bool> {
+///     db.keyspace("films")?.contains_key(film)
+/// }
+/// assert!(!is_known(&stillframe::Database::in_memory(), "Metropolis")?);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a call failed.
@@ -231,6 +239,22 @@ impl fmt::Display for Undecodable {
 }
 
 /// Why a replica does not follow a source by itself. Only its user can say otherwise.
+///
+/// ```
+/// use stillframe::{LinkLost, Replica, ReplicaState, SyncRefused};
+///
+/// /// What an operator is to be told.
+/// fn verdict(replica: &Replica) -> Option<String> {
+///     let status = replica.status();
+///     match status.last_end {
+///         Some(LinkLost::Refused(SyncRefused::SplitBrain { fork })) => {
+///             Some(format!("{} and we have both written behind {fork}: one must resync", status.source))
+///         }
+///         Some(LinkLost::Refused(why)) => Some(why.to_string()),
+///         _ => None,
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncRefused {
@@ -282,6 +306,25 @@ impl fmt::Display for SyncRefused {
 }
 
 /// Which operation on the log failed, and how.
+///
+/// ```
+/// use stillframe::{Database, Error};
+///
+/// /// Writes; begins a new log, once, if the old one has failed.
+/// fn write(db: &Database, key: &str, value: &str) -> stillframe::Result<()> {
+///     let notes = db.keyspace("notes")?;
+///     match notes.insert(key, value) {
+///         Err(Error::LogFailed(failure)) => {
+///             eprintln!("{} {} failed: {}", failure.op, failure.path.display(), failure.source);
+///             db.recover()?;
+///             notes.insert(key, value).map(drop)
+///         }
+///         result => result.map(drop),
+///     }
+/// }
+/// # write(&Database::in_memory(), "1", "first")?;
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LogFailure {
@@ -306,6 +349,19 @@ impl fmt::Display for LogFailure {
 }
 
 /// What is wrong with bytes that should hold a snapshot file or a part of one.
+///
+/// ```
+/// use stillframe::{Database, Error, Fault, SaveOptions};
+///
+/// let mut file = Vec::new();
+/// Database::in_memory().snapshot()?.write_to(&mut file, &SaveOptions::default())?;
+/// file.truncate(file.len() - 1);
+/// let Err(Error::Corrupt { offset, what, .. }) = Database::builder().load_from(&file[..]) else {
+///     panic!("a byte is missing")
+/// };
+/// assert!(matches!(what, Fault::Truncated { .. }), "{what} at {offset}");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {

@@ -87,6 +87,16 @@ impl Place {
 }
 
 /// Why [`Keyspace::compare_and_swap`] changed nothing.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let doors = Database::in_memory().keyspace("doors")?;
+/// doors.insert("12", "ann")?;
+/// let Err(held) = doors.compare_and_swap("12", None, Some(b"bob"))? else { panic!("ann has it") };
+/// assert_eq!(held.current.unwrap(), "ann");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompareAndSwapError {
     /// What the key had instead of what was expected.

@@ -118,6 +118,21 @@ impl fmt::Debug for StillBudget {
 
 /// Who holds stills, since when, and what they retain together: handed to the callback of
 /// [`Builder::still_budget`].
+///
+/// ```
+/// use stillframe::Database;
+///
+/// // 64 MiB may be retained; then this is told who holds what.
+/// let db = Database::builder()
+///     .still_budget(64 << 20, |report| {
+///         for still in &report.stills {
+///             eprintln!("{:?} at {}, {:?} old", still.holder, still.position, still.age);
+///         }
+///     })
+///     .in_memory()?;
+/// # drop(db);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StillReport {
@@ -130,6 +145,18 @@ pub struct StillReport {
 }
 
 /// One live still.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let first = db.snapshot()?;
+/// db.keyspace("films")?.insert("Metropolis", "1927")?;
+/// let second = db.snapshot()?;
+/// let held: Vec<_> = db.stats().stills.iter().map(|still| still.position).collect();
+/// assert_eq!(held, [first.position(), second.position()]);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct StillInfo {

@@ -21,6 +21,24 @@ pub struct Seq(pub u64);
 
 /// 127 random bits that name what one run of a process wrote, and the last, which is set in one that a primary began in the name
 /// of another that it handed over to; all zero before the first write.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-history-{}", std::process::id()));
+/// use stillframe::{Database, DirectoryInfo, HistoryId};
+///
+/// for run in ["first", "second"] {
+///     let db = Database::open(&dir)?;
+///     db.keyspace("runs")?.insert(run, "")?;
+///     db.close()?;
+/// }
+/// // Each run that wrote has one of its own.
+/// let info = DirectoryInfo::read(&dir)?;
+/// assert_eq!(info.lineage.len(), 2);
+/// assert_ne!(info.lineage[0].history, info.lineage[1].history);
+/// assert_eq!(Database::in_memory().position().history, HistoryId::default());
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HistoryId(pub [u8; 16]);
 

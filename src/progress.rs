@@ -11,6 +11,21 @@ use crate::position::Position;
 use crate::storage::salvage::LostRange;
 
 /// How far opening a directory is: handed to the callback of [`Builder::on_open_progress`](crate::Builder::on_open_progress).
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-progress-{}", std::process::id()));
+/// use stillframe::Database;
+///
+/// let db = Database::builder()
+///     .on_open_progress(|progress| {
+///         let percent = 100 * progress.done / progress.total.max(1);
+///         eprintln!("{:?}: {percent} %", progress.phase);
+///     })
+///     .open(&dir)?;
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OpenProgress {
@@ -23,6 +38,25 @@ pub struct OpenProgress {
 }
 
 /// What opening is busy with.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-phase-{}", std::process::id()));
+/// use std::sync::{Arc, Mutex};
+/// use stillframe::{Database, OpenPhase};
+///
+/// let db = Database::open(&dir)?;
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// db.close()?;
+/// let phases = Arc::new(Mutex::new(Vec::new()));
+/// let seen = Arc::clone(&phases);
+/// let db = Database::builder()
+///     .on_open_progress(move |progress| seen.lock().unwrap().push(progress.phase))
+///     .open(&dir)?;
+/// assert!(phases.lock().unwrap().contains(&OpenPhase::Replaying));
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OpenPhase {
@@ -35,6 +69,23 @@ pub enum OpenPhase {
 }
 
 /// What was found when a directory was opened.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-opened-{}", std::process::id()));
+/// use stillframe::Database;
+///
+/// let db = Database::open(&dir)?;
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// let position = db.position();
+/// db.close()?;
+/// let db = Database::open(&dir)?;
+/// let report = db.open_report().unwrap();
+/// assert_eq!((report.position, report.torn_bytes), (position, 0));
+/// assert!(report.lost.is_empty() && report.damaged_snapshots.is_empty());
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct OpenReport {

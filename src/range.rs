@@ -44,6 +44,21 @@ impl State {
 ///
 /// Owned and `'static`: it borrows from no keyspace and may be sent to another thread. A longer range of a live
 /// keyspace holds a still until it is dropped. After an error it ends.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let films = Database::in_memory().keyspace("films")?;
+/// for (film, year) in [("Metropolis", "1927"), ("Nosferatu", "1922"), ("Sunrise", "1927")] {
+///     films.insert(film, year)?;
+/// }
+/// let mut range = films.range("N"..);
+/// assert_eq!(range.next_back().unwrap()?.0, "Sunrise");
+/// films.remove("Nosferatu")?;
+/// // It shows the moment at which it was asked for.
+/// assert_eq!(range.next().unwrap()?.0, "Nosferatu");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 pub struct Range(State);
 
 impl Range {
@@ -67,6 +82,17 @@ impl DoubleEndedIterator for Range {
 }
 
 /// Keys of a range in order, as [`Range`] without the values.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let films = Database::in_memory().keyspace("films")?;
+/// films.insert("Metropolis", "1927")?;
+/// films.insert("Nosferatu", "1922")?;
+/// let titles: Vec<_> = films.range_keys::<&str>(..).collect::<Result<_, _>>()?;
+/// assert_eq!(titles, ["Metropolis", "Nosferatu"]);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 pub struct Keys(State);
 
 impl Keys {

@@ -62,6 +62,19 @@ pub struct Stats {
 }
 
 /// How far the log of an open directory is.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-logstats-{}", std::process::id()));
+/// use stillframe::{Database, Durability};
+///
+/// let db = Database::open(&dir)?;
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// let seq = db.persist(Durability::Sync)?;
+/// assert_eq!(db.stats().log.unwrap().durable, seq);
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct LogStats {

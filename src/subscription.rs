@@ -138,6 +138,21 @@ pub struct ChangeBatch {
 }
 
 /// What a batch did to a key, a range or a keyspace.
+///
+/// ```
+/// use stillframe::{Cause, Database, SubscribeOptions};
+///
+/// let db = Database::in_memory();
+/// let films = db.keyspace("films")?;
+/// let mut changes = db.subscribe(SubscribeOptions::new())?;
+/// films.insert("Metropolis", "1927")?;
+/// let batch = changes.recv()?;
+/// let change = &batch.changes[0];
+/// assert_eq!((&*change.keyspace, change.cause), ("films", Cause::Write));
+/// assert_eq!(change.key().unwrap(), "Metropolis");
+/// assert_eq!(change.value().unwrap(), "1927");
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
@@ -150,6 +165,20 @@ pub struct Change {
 }
 
 /// Who changed something.
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{Cause, Database, SubscribeOptions, WriteOptions};
+///
+/// let db = Database::in_memory();
+/// let sessions = db.keyspace("sessions")?;
+/// let mut changes = db.subscribe(SubscribeOptions::new())?;
+/// sessions.insert_with("ann", "", WriteOptions::new().ttl(Duration::from_millis(20)))?;
+/// assert_eq!(changes.recv()?.changes[0].cause, Cause::Write);
+/// // Readers see it no more after 20 ms; the sweep that removes it follows.
+/// assert_eq!(changes.recv()?.changes[0].cause, Cause::Expiry);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {

@@ -11,6 +11,16 @@ use crate::slice::Slice;
 use crate::sync::{Mutex, MutexGuard, Ordering};
 
 /// What a still is held for.
+///
+/// ```
+/// use stillframe::{Database, Holder};
+///
+/// let db = Database::in_memory();
+/// let still = db.snapshot()?;
+/// let held = db.stats().stills;
+/// assert_eq!((held[0].holder, held[0].position), (Holder::Snapshot, still.position()));
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Holder {

@@ -40,6 +40,14 @@ mod totals;
 mod view;
 
 /// Whether a database takes writes.
+///
+/// ```
+/// use stillframe::{Database, Role};
+///
+/// let db = Database::in_memory();
+/// assert_eq!(db.role(), Role::Primary);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {

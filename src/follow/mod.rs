@@ -42,6 +42,29 @@ const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// A database that follows another, until it is stopped, promoted or closed.
+///
+/// ```
+/// use stillframe::{Database, Link, PrimaryOptions, ReplicaSource};
+/// # use std::time::Duration;
+///
+/// # let film = Database::in_memory();
+/// # let primary = film.serve_replicas(PrimaryOptions::new())?;
+/// # let copy = Database::in_memory();
+/// # let attach = primary.clone();
+/// # let source = ReplicaSource::links(move || {
+/// #     let (ours, theirs) = Link::pair();
+/// #     attach.attach(theirs);
+/// #     Ok(ours)
+/// # });
+/// let replica = copy.follow(source)?;
+/// film.keyspace("frames")?.insert("1", "a train arrives")?;
+/// replica.wait_for(film.position(), Duration::from_secs(10))?;
+/// assert_eq!(copy.keyspace("frames")?.get("1")?.unwrap(), "a train arrives");
+/// // It takes over; the other is stopped before, by whoever decides this.
+/// replica.promote()?;
+/// copy.keyspace("frames")?.insert("2", "people run")?;
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Replica {
     following: Arc<Following>,
@@ -63,6 +86,8 @@ struct State {
     backlog: Backlog,
     /// Since then nothing was heard of the primary.
     lost_since_ms: Option<u64>,
+    /// It last had what its source has then, this one or the one before, if it ever did since it was opened.
+    fresh_ms: Option<u64>,
     caught_up: Option<SyncKind>,
     counts: SyncCounts,
     links: u64,
@@ -91,7 +116,9 @@ impl Database {
     pub fn follow(&self, source: ReplicaSource) -> Result<Replica> {
         let engine = self.engine();
         engine.tree().commit.check_open()?;
+        let before = engine.following();
         engine.stop_following();
+        let fresh_ms = before.and_then(|before| before.state().fresh_ms);
         if let Some(log) = engine.log() {
             log.directory.follows()?;
         }
@@ -103,7 +130,8 @@ impl Database {
                 head: Seq(0),
                 time_ms: 0,
                 backlog: Backlog::NONE,
-                lost_since_ms: None,
+                lost_since_ms: Some(uptime_ms()),
+                fresh_ms,
                 caught_up: None,
                 counts: SyncCounts::default(),
                 links: 0,
@@ -270,10 +298,15 @@ impl Following {
     fn set_in_touch(&self, is_in_touch: bool) {
         let Some(engine) = self.engine.upgrade() else { return };
         engine.hub.set_lost(!is_in_touch);
+        let fresh_ms;
         {
             let mut state = self.state();
+            if state.lost_since_ms.is_none() {
+                state.fresh_ms = Some(uptime_ms());
+            }
             let since = state.lost_since_ms.unwrap_or_else(uptime_ms);
             state.lost_since_ms = (!is_in_touch).then_some(since);
+            fresh_ms = state.fresh_ms;
         }
         let refuse_from = match self.source.stale {
             // It has let go of what it had.
@@ -281,14 +314,15 @@ impl Following {
                 && self.source.drops_first
                 && engine.tree().commit.position().seq == Seq(0) =>
             {
-                Some(Duration::ZERO)
+                Some(0)
             }
-            StalePolicy::Refuse { after } if !is_in_touch => Some(after),
+            StalePolicy::Refuse { after } if !is_in_touch => {
+                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                Some(fresh_ms.map_or(0, |fresh| fresh.saturating_add(after_ms)))
+            }
             _ => None,
         };
-        let after_ms = |after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-        let from = refuse_from.map(|after| uptime_ms().saturating_add(after_ms(after)));
-        engine.tree().commit.refuse_reads_from(from);
+        engine.tree().commit.refuse_reads_from(refuse_from);
     }
 
     /// Ends the thread, and waits for it.

@@ -13,13 +13,28 @@ use crate::replication::link::Link;
 use crate::serve::short;
 
 /// What a replica does with reads while it has not what its source has.
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{Database, Error, ReplicaSource, StalePolicy};
+///
+/// let copy = Database::in_memory();
+/// let words = copy.keyspace("words")?;
+/// let policy = StalePolicy::Refuse { after: Duration::from_secs(5) };
+/// // Nobody listens on port 1.
+/// let replica = copy.follow(ReplicaSource::tcp("127.0.0.1:1").stale_policy(policy))?;
+/// assert!(matches!(words.get("film"), Err(Error::Stale)));
+/// replica.stop();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StalePolicy {
     /// Answers them from what it has: one state of its primary, if an old one.
     #[default]
     Serve,
-    /// Refuses them with [`Error::Stale`](crate::Error::Stale), unless it was up to date within so long.
+    /// Refuses them with [`Error::Stale`](crate::Error::Stale), unless it was up to date within so long. After it was opened it
+    /// refuses them until it is up to date: how old what it has is nobody knows.
     Refuse {
         /// So long after it last was.
         after: Duration,
@@ -27,6 +42,24 @@ pub enum StalePolicy {
 }
 
 /// Where a replica finds its source, and how it follows it.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-source-{}", std::process::id()));
+/// # std::fs::create_dir(&dir).unwrap();
+/// use std::time::Duration;
+/// use stillframe::{Database, LinkKey, ReplicaSource};
+///
+/// let source = ReplicaSource::unix(dir.join("primary.sock"))
+///     .key(LinkKey::new([7; 32]))
+///     .name("reports")
+///     .timeout(Duration::from_secs(3))
+///     .on_change(|status| eprintln!("{:?}, {} batches behind", status.state, status.lag));
+/// let copy = Database::in_memory();
+/// let replica = copy.follow(source)?;
+/// replica.stop();
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ReplicaSource {
     pub(super) connect: Arc<Connect>,

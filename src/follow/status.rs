@@ -11,6 +11,28 @@ use crate::replication::framing::LinkFault;
 use crate::serve::hub::{SyncCounts, SyncKind};
 
 /// What a replica is doing.
+///
+/// ```
+/// use stillframe::{AckLevel, Database, Link, PrimaryOptions, ReplicaSource, ReplicaState};
+/// # use std::time::Duration;
+///
+/// # let film = Database::in_memory();
+/// # let primary = film.serve_replicas(PrimaryOptions::new())?;
+/// # let copy = Database::in_memory();
+/// # let attach = primary.clone();
+/// # let source = ReplicaSource::links(move || {
+/// #     let (ours, theirs) = Link::pair();
+/// #     attach.attach(theirs);
+/// #     Ok(ours)
+/// # });
+/// let replica = copy.follow(source)?;
+/// film.keyspace("frames")?.insert("1", "a train arrives")?;
+/// replica.wait_for(film.position(), Duration::from_secs(10))?;
+/// assert_eq!(replica.status().state, ReplicaState::Streaming);
+/// replica.stop();
+/// assert_eq!(replica.status().state, ReplicaState::Stopped);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplicaState {
@@ -31,6 +53,23 @@ pub enum ReplicaState {
 }
 
 /// Why the last link of a replica ended.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use stillframe::{Database, LinkLost, ReplicaSource};
+///
+/// // Nobody listens on port 1.
+/// let copy = Database::in_memory();
+/// let replica = copy.follow(ReplicaSource::tcp("127.0.0.1:1"))?;
+/// let began = Instant::now();
+/// while replica.status().last_end.is_none() {
+///     assert!(began.elapsed() < Duration::from_secs(10));
+///     std::thread::yield_now();
+/// }
+/// assert!(matches!(replica.status().last_end, Some(LinkLost::Unreachable(_))));
+/// replica.stop();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LinkLost {
@@ -91,6 +130,29 @@ impl fmt::Display for LinkLost {
 }
 
 /// How a replica is doing.
+///
+/// ```
+/// use stillframe::{Database, Link, PrimaryOptions, ReplicaSource, SyncKind};
+/// # use std::time::Duration;
+///
+/// # let film = Database::in_memory();
+/// # let primary = film.serve_replicas(PrimaryOptions::new())?;
+/// # let copy = Database::in_memory();
+/// # let attach = primary.clone();
+/// # let source = ReplicaSource::links(move || {
+/// #     let (ours, theirs) = Link::pair();
+/// #     attach.attach(theirs);
+/// #     Ok(ours)
+/// # });
+/// film.keyspace("frames")?.insert("1", "a train arrives")?;
+/// let replica = copy.follow(source)?;
+/// replica.wait_for(film.position(), Duration::from_secs(10))?;
+/// let status = replica.status();
+/// assert_eq!((status.position, status.lag), (film.position(), 0));
+/// assert_eq!(status.caught_up, Some(SyncKind::Full));
+/// replica.stop();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReplicaStatus {

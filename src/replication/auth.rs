@@ -25,6 +25,17 @@ const CONTEXT: &[u8] = b"stillframe link 1";
 /// A secret that all nodes share which may replicate each other: 32 random bytes, no password.
 ///
 /// Its `Debug` tells nothing.
+///
+/// ```
+/// use std::io::Read;
+/// use stillframe::LinkKey;
+///
+/// let mut bytes = [0; 32];
+/// std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+/// let key = LinkKey::new(bytes);
+/// # drop(key);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct LinkKey([u8; 32]);
 

@@ -31,6 +31,16 @@ const PIPE_CHUNK_LEN: usize = 64 << 10;
 ///
 /// It need not be secret, and who is at the other end need not be known: the nodes prove to each other that they have the same key, if one is
 /// set, and then every frame.
+///
+/// ```
+/// use stillframe::{Database, Link, PrimaryOptions};
+///
+/// let (ours, theirs) = Link::pair();
+/// let primary = Database::in_memory().serve_replicas(PrimaryOptions::new())?;
+/// primary.attach(theirs.named("a replica in this process"));
+/// drop(ours);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 pub struct Link {
     halves: Halves,
 }

@@ -77,6 +77,28 @@ struct Session {
 }
 
 /// How a replica caught up.
+///
+/// ```
+/// use stillframe::{Database, Link, PrimaryOptions, ReplicaSource, SyncKind};
+/// # use std::time::Duration;
+///
+/// # let film = Database::in_memory();
+/// # let primary = film.serve_replicas(PrimaryOptions::new())?;
+/// # let copy = Database::in_memory();
+/// # let attach = primary.clone();
+/// # let source = ReplicaSource::links(move || {
+/// #     let (ours, theirs) = Link::pair();
+/// #     attach.attach(theirs);
+/// #     Ok(ours)
+/// # });
+/// film.keyspace("frames")?.insert("1", "a train arrives")?;
+/// let replica = copy.follow(source)?;
+/// replica.wait_for(film.position(), Duration::from_secs(10))?;
+/// // It had nothing.
+/// assert_eq!(replica.status().caught_up, Some(SyncKind::Full));
+/// replica.stop();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncKind {
@@ -93,6 +115,17 @@ pub enum SyncKind {
 }
 
 /// How many replicas caught up in which way since the database was opened.
+///
+/// ```
+/// use stillframe::{Database, PrimaryOptions, SyncCounts};
+///
+/// let primary = Database::in_memory().serve_replicas(PrimaryOptions::new())?;
+/// let counts = primary.counts();
+/// // Each that could not go on with records costs: see `Builder::keep_log_for_replicas`.
+/// println!("{} of records, {} of leaves, {} of all", counts.partial, counts.delta, counts.full);
+/// assert_eq!(counts, SyncCounts::default());
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncCounts {
@@ -121,6 +154,28 @@ impl SyncCounts {
 }
 
 /// One replica, as its source knows it.
+///
+/// ```
+/// use stillframe::{AckLevel, Database, Link, PrimaryOptions, ReplicaSource};
+/// # use std::time::Duration;
+///
+/// # let film = Database::in_memory();
+/// # let primary = film.serve_replicas(PrimaryOptions::new())?;
+/// # let copy = Database::in_memory();
+/// # let attach = primary.clone();
+/// # let source = ReplicaSource::links(move || {
+/// #     let (ours, theirs) = Link::pair();
+/// #     attach.attach(theirs);
+/// #     Ok(ours)
+/// # });
+/// let replica = copy.follow(source.name("reports"))?;
+/// film.keyspace("frames")?.insert("1", "a train arrives")?;
+/// primary.wait(film.position(), 1, AckLevel::Applied, Duration::from_secs(10))?;
+/// let replicas = primary.replicas();
+/// assert_eq!((replicas[0].name.as_str(), replicas[0].applied), ("reports", Some(film.position())));
+/// replica.stop();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReplicaInfo {
@@ -150,6 +205,19 @@ pub struct ReplicaInfo {
 }
 
 /// How far a batch is to be on replicas: see [`Primary::wait`](crate::Primary::wait).
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{AckLevel, Database, Error, PrimaryOptions};
+///
+/// let db = Database::in_memory();
+/// let primary = db.serve_replicas(PrimaryOptions::new())?;
+/// db.keyspace("orders")?.insert("1001", "three reels")?;
+/// // Nobody follows.
+/// let result = primary.wait(db.position(), 1, AckLevel::Durable, Duration::from_millis(1));
+/// assert!(matches!(result, Err(Error::NotAcked { acked: 0, .. })));
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AckLevel {

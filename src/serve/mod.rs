@@ -33,6 +33,22 @@ pub(crate) mod transfer;
 pub(crate) mod turns;
 
 /// How replicas are served.
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{Database, Error, LinkKey, PrimaryOptions};
+///
+/// let db = Database::in_memory();
+/// let orders = db.keyspace("orders")?;
+/// let options = PrimaryOptions::new()
+///     .key(LinkKey::new([7; 32]))
+///     .min_replicas(1, Duration::from_secs(10));
+/// let primary = db.serve_replicas(options)?;
+/// // Nobody follows yet.
+/// assert!(matches!(orders.insert("1001", "three reels"), Err(Error::TooFewReplicas { .. })));
+/// # drop(primary);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PrimaryOptions {
     pub(crate) keys: Vec<LinkKey>,
@@ -181,6 +197,26 @@ pub(crate) fn short(mut name: String) -> String {
 /// A database whose replicas are served, for as long as this or a clone of it is held.
 ///
 /// A replica may serve replicas of its own: it passes on what it gets.
+///
+/// ```
+/// use stillframe::{Database, LinkKey, PrimaryOptions, ReplicaSource};
+/// # use stillframe::AckLevel;
+/// # use std::time::Duration;
+///
+/// let key = LinkKey::new([7; 32]);
+/// let db = Database::in_memory();
+/// let primary = db.serve_replicas(PrimaryOptions::new().key(key.clone()))?;
+/// let address = primary.listen_tcp("127.0.0.1:0")?;
+///
+/// let copy = Database::in_memory();
+/// let replica = copy.follow(ReplicaSource::tcp(address.to_string()).key(key))?;
+/// db.keyspace("orders")?.insert("1001", "three reels")?;
+/// primary.wait(db.position(), 1, AckLevel::Applied, Duration::from_secs(10))?;
+/// assert_eq!(copy.position(), db.position());
+/// replica.stop();
+/// primary.shutdown();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Primary {
     serving: Arc<Serving>,
@@ -245,7 +281,11 @@ impl Database {
             is_over: AtomicBool::new(false),
         });
         engine.attend(Arc::downgrade(&sessions) as Weak<dyn Attendant>);
-        let gate = (sessions.options.min_replicas.0 > 0).then(|| sessions.watch_gate());
+        let gate = (sessions.options.min_replicas.0 > 0).then(|| {
+            // Not only once the thread has begun.
+            sessions.look_at_gate();
+            sessions.watch_gate()
+        });
         let (listeners, gate) = (Mutex::default(), Mutex::new(gate));
         Ok(Primary { serving: Arc::new(Serving { sessions, listeners, gate }) })
     }
@@ -454,24 +494,28 @@ impl Sessions {
         all.push((stop, thread.expect("the system starts a thread")));
     }
 
-    /// Refuses writes while too few replicas are in touch.
-    fn watch_gate(self: &Arc<Self>) -> JoinHandle<()> {
+    /// Refuses writes if too few replicas are in touch, else takes them.
+    fn look_at_gate(&self) {
         let (count, max_lag) = self.options.min_replicas;
+        let Some(engine) = self.engine.upgrade() else { return };
+        let connected = engine.hub.in_touch(max_lag);
+        let too_few = (connected < count && engine.tree().commit.role() == Role::Primary)
+            .then_some((connected, count));
+        // Who ends it opens the gate for good.
+        let _all = lock(&self.all);
+        if !self.is_over.load(Ordering::Relaxed) {
+            engine.tree().commit.set_too_few_replicas(too_few);
+        }
+    }
+
+    /// The thread that looks at the gate.
+    fn watch_gate(self: &Arc<Self>) -> JoinHandle<()> {
+        let pause = self.options.min_replicas.1 / 10;
         let sessions = Arc::clone(self);
         let look = move || {
-            while !sessions.is_over.load(Ordering::Relaxed) {
-                let Some(engine) = sessions.engine.upgrade() else { return };
-                let connected = engine.hub.in_touch(max_lag);
-                let too_few = (connected < count && engine.tree().commit.role() == Role::Primary)
-                    .then_some((connected, count));
-                // Who ends it opens the gate for good.
-                let all = lock(&sessions.all);
-                if !sessions.is_over.load(Ordering::Relaxed) {
-                    engine.tree().commit.set_too_few_replicas(too_few);
-                }
-                drop(all);
-                drop(engine);
-                thread::park_timeout(max_lag / 10);
+            while !sessions.is_over.load(Ordering::Relaxed) && sessions.engine.strong_count() > 0 {
+                sessions.look_at_gate();
+                thread::park_timeout(pause);
             }
         };
         let thread = thread::Builder::new().name("stillframe-gate".into());

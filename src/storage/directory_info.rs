@@ -59,6 +59,20 @@ pub struct DirectoryInfo {
 }
 
 /// One history of a line: what one run of a process wrote of it.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-span-{}", std::process::id()));
+/// use stillframe::{Database, DirectoryInfo};
+///
+/// let db = Database::open(&dir)?;
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// db.close()?;
+/// let info = DirectoryInfo::read(&dir)?;
+/// let span = &info.lineage[0];
+/// assert_eq!((span.writer, span.end), (info.node, db.seq()));
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HistorySpan {

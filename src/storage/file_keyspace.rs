@@ -16,6 +16,23 @@ type Id = [u8; KEYSPACE_ID_LEN];
 /// A keyspace of a [`SnapshotFile`], read in place.
 ///
 /// Shows what lived at the cut: entries whose time had passed then are hidden, except from [`FileKeyspace::len`].
+///
+/// ```
+/// use stillframe::SnapshotFile;
+/// # use stillframe::{Database, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-filekeyspace-{}", std::process::id()));
+/// # let db = Database::in_memory();
+/// # let films = db.keyspace("films")?;
+/// # films.insert("Metropolis", "1927")?;
+/// # films.insert("Nosferatu", "1922")?;
+/// # db.save(&path, SaveOptions::default())?.wait()?;
+/// let films = SnapshotFile::open(&path)?.keyspace("films")?;
+/// assert_eq!(films.get("Metropolis")?.unwrap(), "1927");
+/// assert_eq!((films.get("Sunrise")?, films.len()?), (None, 2));
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct FileKeyspace {
     file: SnapshotFile,
@@ -136,6 +153,25 @@ impl fmt::Debug for FileKeyspace {
 }
 
 /// The entries of a range, owned; made by [`FileKeyspace::range`].
+///
+/// ```
+/// use stillframe::SnapshotFile;
+/// # use stillframe::{Database, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-filerange-{}", std::process::id()));
+/// # let db = Database::in_memory();
+/// # let films = db.keyspace("films")?;
+/// # films.insert("Metropolis", "1927")?;
+/// # films.insert("Nosferatu", "1922")?;
+/// # db.save(&path, SaveOptions::default())?.wait()?;
+/// let films = SnapshotFile::open(&path)?.keyspace("films")?;
+/// let mut range = films.range("A"..="Z");
+/// assert_eq!(range.next_back().unwrap()?.0, "Nosferatu");
+/// assert_eq!(range.next().unwrap()?.0, "Metropolis");
+/// assert!(range.next().is_none());
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 pub struct FileRange {
     file: SnapshotFile,
     cursor: Cursor,

@@ -48,6 +48,23 @@ pub struct LogReader {
 }
 
 /// One file of a log.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-segment-{}", std::process::id()));
+/// use stillframe::{Database, LogReader};
+///
+/// # let db = Database::open(&dir)?;
+/// # db.keyspace("notes")?.insert("1", "first")?;
+/// # db.close()?;
+/// for segment in LogReader::open(&dir)?.segments() {
+///     match segment {
+///         Ok(segment) => println!("{}: {} bytes", segment.path.display(), segment.bytes),
+///         Err(damage) => println!("{damage}"),
+///     }
+/// }
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SegmentInfo {
@@ -62,6 +79,21 @@ pub struct SegmentInfo {
 }
 
 /// What a segment says of where it begins.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-beginning-{}", std::process::id()));
+/// use stillframe::{Database, LogReader, SegmentBeginning, Seq};
+///
+/// # let db = Database::open(&dir)?;
+/// # db.keyspace("notes")?.insert("1", "first")?;
+/// # db.close()?;
+/// let reader = LogReader::open(&dir)?;
+/// let first = reader.segments().next().unwrap().unwrap();
+/// let SegmentBeginning::After { position, previous, .. } = first.beginning else { panic!() };
+/// assert_eq!((position.seq, previous), (Seq(0), None));
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum SegmentBeginning {
@@ -81,6 +113,22 @@ pub enum SegmentBeginning {
 }
 
 /// A batch in the log.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-record-{}", std::process::id()));
+/// use std::ops::ControlFlow;
+/// use stillframe::{Database, LogReader};
+///
+/// # let db = Database::open(&dir)?;
+/// # db.keyspace("notes")?.insert("1", "first")?;
+/// # db.close()?;
+/// LogReader::open(&dir)?.each(|record| {
+///     println!("{} at byte {} of segment {}", record.position, record.offset, record.segment);
+///     ControlFlow::Continue(())
+/// })?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LogRecord<'a> {
@@ -97,6 +145,27 @@ pub struct LogRecord<'a> {
 }
 
 /// What a record in the log is.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-recordkind-{}", std::process::id()));
+/// use std::ops::ControlFlow;
+/// use stillframe::{Database, DirectoryInfo, LogReader, LogRecordKind};
+///
+/// # let db = Database::open(&dir)?;
+/// # db.keyspace("notes")?.insert("1", "first")?;
+/// # db.close()?;
+/// let node = DirectoryInfo::read(&dir)?.node;
+/// LogReader::open(&dir)?.each(|record| {
+///     match &record.kind {
+///         LogRecordKind::History { writer } => assert_eq!(*writer, node),
+///         LogRecordKind::Batch { bytes, .. } => println!("{}: {bytes} bytes", record.position),
+///         other => println!("{other:?}"),
+///     }
+///     ControlFlow::Continue(())
+/// })?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LogRecordKind<'a> {
@@ -115,10 +184,55 @@ pub enum LogRecordKind<'a> {
 }
 
 /// The changes of one batch, in order.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-effects-{}", std::process::id()));
+/// use std::ops::ControlFlow;
+/// use stillframe::{Database, LogReader, LogRecordKind};
+///
+/// # let db = Database::open(&dir)?;
+/// # db.keyspace("notes")?.insert("1", "first")?;
+/// # db.close()?;
+/// let mut changes = 0;
+/// LogReader::open(&dir)?.each(|record| {
+///     if let LogRecordKind::Batch { effects, .. } = &record.kind {
+///         changes += effects.clone().count();
+///     }
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(changes, 2); // the keyspace and the note
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct LogEffects<'a>(Effects<'a>);
 
 /// One change of a batch.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-effect-{}", std::process::id()));
+/// use std::ops::ControlFlow;
+/// use stillframe::{Database, LogEffect, LogReader, LogRecordKind};
+///
+/// # let db = Database::open(&dir)?;
+/// # db.keyspace("notes")?.insert("1", "first")?;
+/// # db.close()?;
+/// let mut put = Vec::new();
+/// LogReader::open(&dir)?.each(|record| {
+///     if let LogRecordKind::Batch { effects, .. } = &record.kind {
+///         for effect in effects.clone() {
+///             // Keyspace 0 holds the names of the others.
+///             if let LogEffect::Put { keyspace: 1.., key, value, .. } = effect {
+///                 put.push((key.to_vec(), value.to_vec()));
+///             }
+///         }
+///     }
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(put, [(b"1".to_vec(), b"first".to_vec())]);
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogEffect<'a> {
@@ -159,6 +273,20 @@ pub enum LogEffect<'a> {
 }
 
 /// Where a log ends.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-logend-{}", std::process::id()));
+/// use std::ops::ControlFlow;
+/// use stillframe::{Database, LogReader};
+///
+/// let db = Database::open(&dir)?;
+/// db.keyspace("notes")?.insert("1", "first")?;
+/// db.close()?;
+/// let end = LogReader::open(&dir)?.each(|_| ControlFlow::Continue(()))?;
+/// assert_eq!((end.position, end.torn_bytes), (db.position(), 0));
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogEnd {

@@ -24,6 +24,26 @@ use crate::planted::{Bug, planted};
 use crate::position::{HistoryId, Position, Seq};
 
 /// How much damage to the log a database is opened with.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("stillframe-doc-mode-{}", std::process::id()));
+/// use stillframe::{Database, Error, RecoveryMode};
+///
+/// let db = match Database::open(&dir) {
+///     // There is no backup, so what can be proven is better than nothing.
+///     Err(Error::Corrupt { file, offset, what }) => {
+///         eprintln!("{} at {offset}: {what}", file.display());
+///         Database::builder().recovery(RecoveryMode::Salvage).open(&dir)?
+///     }
+///     opened => opened?,
+/// };
+/// for lost in &db.open_report().unwrap().lost {
+///     eprintln!("{}: {:?}", lost.path.display(), lost.what);
+/// }
+/// # db.close()?;
+/// # std::fs::remove_dir_all(&dir).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RecoveryMode {

@@ -23,6 +23,20 @@ use crate::planted::{Bug, planted};
 use crate::position::Position;
 
 /// How the blocks of a snapshot file are stored.
+///
+/// ```
+/// use stillframe::{Compression, Database, SaveOptions};
+///
+/// let db = Database::in_memory();
+/// db.keyspace("films")?.insert("Metropolis", vec![b'm'; 100_000])?;
+/// let still = db.snapshot()?;
+/// let length = |compression| {
+///     let options = SaveOptions::default().compression(compression);
+///     still.write_to(std::io::sink(), &options).map(|report| report.file_bytes)
+/// };
+/// assert!(length(Compression::Lz4)? < length(Compression::Raw)?);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
@@ -116,6 +130,20 @@ impl SaveOptions {
 }
 
 /// How far a save is.
+///
+/// ```
+/// use stillframe::{Database, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-saveprogress-{}", std::process::id()));
+/// let db = Database::in_memory();
+/// db.keyspace("films")?.insert("Metropolis", "1927")?;
+/// let save = db.save(&path, SaveOptions::default())?;
+/// let progress = save.progress();
+/// println!("{} of {} entries", progress.entries, progress.total_entries);
+/// save.wait()?;
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SaveProgress {
     /// Entries written.
@@ -178,6 +206,23 @@ impl SaveReport {
 }
 
 /// A save that is running on a thread of its own. Dropping the handle lets it run on.
+///
+/// ```
+/// use stillframe::{Database, Error, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-savehandle-{}", std::process::id()));
+/// let db = Database::in_memory();
+/// db.keyspace("films")?.insert("Metropolis", "1927")?;
+/// let save = db.save(&path, SaveOptions::default())?;
+/// save.cancel();
+/// match save.wait() {
+///     Ok(report) => println!("it was whole already: {} bytes", report.file_bytes),
+///     Err(Error::Cancelled) => println!("nothing is there"),
+///     Err(error) => return Err(error),
+/// }
+/// # let _ = std::fs::remove_file(path);
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct SaveHandle {
     progress: Arc<Progress>,

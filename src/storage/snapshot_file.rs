@@ -25,6 +25,23 @@ use crate::position::Position;
 /// blocks are cached. Cheap to clone; any number of threads may read.
 ///
 /// Expiry is judged by the time of the cut, so a file always shows the same.
+///
+/// ```
+/// use stillframe::SnapshotFile;
+/// # use stillframe::{Database, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-snapfile-{}", std::process::id()));
+/// # let db = Database::in_memory();
+/// # let films = db.keyspace("films")?;
+/// # films.insert("Metropolis", "1927")?;
+/// # films.insert("Nosferatu", "1922")?;
+/// # db.save(&path, SaveOptions::default())?.wait()?;
+/// let file = SnapshotFile::open(&path)?;
+/// assert_eq!(file.keyspaces()?, ["films"]);
+/// assert_eq!(file.keyspace("films")?.get("Nosferatu")?.unwrap(), "1922");
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct SnapshotFile {
     reader: Arc<Reader>,
@@ -32,6 +49,25 @@ pub struct SnapshotFile {
 }
 
 /// What a snapshot file says of itself; proven when it was opened.
+///
+/// ```
+/// use stillframe::SnapshotFile;
+/// # use stillframe::{Database, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-snapinfo-{}", std::process::id()));
+/// # let db = Database::in_memory();
+/// # let films = db.keyspace("films")?;
+/// # films.insert("Metropolis", "1927")?;
+/// # films.insert("Nosferatu", "1922")?;
+/// # db.save(&path, SaveOptions::default())?.wait()?;
+/// let file = SnapshotFile::open(&path)?;
+/// let info = file.info();
+/// // Two entries, and the name of the keyspace.
+/// assert_eq!((info.position, info.entries), (db.position(), 3));
+/// assert_eq!(info.fingerprint, db.snapshot()?.fingerprint());
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SnapshotInfo {
@@ -58,6 +94,24 @@ pub struct SnapshotInfo {
 }
 
 /// What [`SnapshotFile::verify`] read and found right.
+///
+/// ```
+/// use stillframe::SnapshotFile;
+/// # use stillframe::{Database, SaveOptions};
+///
+/// # let path = std::env::temp_dir().join(format!("stillframe-doc-verified-{}", std::process::id()));
+/// # let db = Database::in_memory();
+/// # let films = db.keyspace("films")?;
+/// # films.insert("Metropolis", "1927")?;
+/// # films.insert("Nosferatu", "1922")?;
+/// # db.save(&path, SaveOptions::default())?.wait()?;
+/// let file = SnapshotFile::open(&path)?;
+/// let report = file.verify()?;
+/// println!("{} entries are right, in {:?}", report.entries, report.elapsed);
+/// assert_eq!(report.fingerprint, file.info().fingerprint);
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VerifyReport {

@@ -47,6 +47,22 @@ impl Extent {
 pub(super) type Own = (Vec<u8>, Option<(Slice, u64)>);
 
 /// Entries of a range within a [`Transaction`](super::Transaction), in order, from both ends. After an error it ends.
+///
+/// ```
+/// use stillframe::Database;
+///
+/// let db = Database::in_memory();
+/// let jobs = db.keyspace("jobs")?;
+/// jobs.insert("2", "print")?;
+/// db.transact(|tx| {
+///     tx.insert(&jobs, "1", "develop")?;
+///     // It shows what the transaction itself has written, in its place.
+///     let waiting: Vec<_> = tx.range::<&str>(&jobs, ..).collect::<Result<_, _>>()?;
+///     assert_eq!(waiting, [("1".into(), "develop".into()), ("2".into(), "print".into())]);
+///     Ok(())
+/// })?;
+/// # Ok::<(), stillframe::Error>(())
+/// ```
 pub struct TransactionRange(State);
 
 enum State {

@@ -18,6 +18,19 @@ pub(crate) mod log;
 pub(crate) mod snapshot;
 
 /// Something that [`RecoveryMode::Salvage`](crate::RecoveryMode::Salvage) could not recover.
+///
+/// ```
+/// use stillframe::{Database, RecoveryMode};
+///
+/// # fn main() {}
+/// fn salvage(dir: &std::path::Path) -> stillframe::Result<Database> {
+///     let db = Database::builder().recovery(RecoveryMode::Salvage).open(dir)?;
+///     for lost in &db.open_report().expect("it was opened").lost {
+///         eprintln!("{}: {} bytes from {}: {}", lost.path.display(), lost.bytes, lost.offset, lost.fault);
+///     }
+///     Ok(db)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LostRange {
@@ -34,6 +47,23 @@ pub struct LostRange {
 }
 
 /// What is lost.
+///
+/// ```
+/// use stillframe::{Database, Lost, RecoveryMode};
+///
+/// # fn main() {}
+/// fn salvage(dir: &std::path::Path) -> stillframe::Result<Database> {
+///     let db = Database::builder().recovery(RecoveryMode::Salvage).open(dir)?;
+///     for lost in &db.open_report().expect("it was opened").lost {
+///         match &lost.what {
+///             Lost::Batches { after, before } => eprintln!("batches after {after:?}, before {before:?}"),
+///             Lost::Entries { low, high } => eprintln!("what an old snapshot had from {low:?} to {high:?}"),
+///             other => eprintln!("{}: {other:?}", lost.path.display()),
+///         }
+///     }
+///     Ok(db)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Lost {
@@ -57,6 +87,22 @@ pub enum Lost {
 }
 
 /// An end of a range of lost entries.
+///
+/// ```
+/// use stillframe::{Database, Lost, RecoveryMode};
+///
+/// # fn main() {}
+/// fn salvage(dir: &std::path::Path) -> stillframe::Result<Database> {
+///     let db = Database::builder().recovery(RecoveryMode::Salvage).open(dir)?;
+///     for lost in &db.open_report().expect("it was opened").lost {
+///         if let Lost::Entries { low, .. } = &lost.what {
+///             let keyspace = low.keyspace.as_deref().unwrap_or("?");
+///             eprintln!("{keyspace}: from {} on", low.key.escape_ascii());
+///         }
+///     }
+///     Ok(db)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LostKey {
