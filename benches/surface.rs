@@ -128,11 +128,14 @@ fn feed(effort: Effort) {
     for in_memory in [false, true] {
         let builder = || Database::builder().durability(Durability::Memory);
         // Without a directory there is a log once somebody has subscribed, not before.
-        let dbs = ["without", "with"].map(|name| match in_memory {
+        // Each has one of its own, so that all have written as much before.
+        let names =
+            ["no subscriber", "none now, one before", "one that does not read", "one that reads"];
+        let dbs = names.map(|name| match in_memory {
             true => Database::in_memory(),
             false => builder().open(scratch.file(name)).expect("a database"),
         });
-        let [without, with] = &dbs;
+        let [without, before, stalled, reading] = &dbs;
         let fill = |db: &Database| {
             let data = db.keyspace("data").expect("a keyspace");
             for number in shuffled(effort.records) {
@@ -140,8 +143,9 @@ fn feed(effort: Effort) {
             }
         };
         dbs.iter().for_each(fill);
-        let subscribe = || with.subscribe(SubscribeOptions::new()).expect("a subscription");
-        drop(subscribe());
+        let subscribe =
+            |db: &Database| db.subscribe(SubscribeOptions::new()).expect("a subscription");
+        dbs[1..].iter().for_each(|db| drop(subscribe(db)));
         let probes = Probes::new(KEYS, effort.records, 5);
         let values = FreshValues::new();
         let (probes, values) = (&probes, &values);
@@ -159,19 +163,19 @@ fn feed(effort: Effort) {
             effort.rounds,
             &mut [
                 ("none", Box::new(|round| write(without, round))),
-                ("log", Box::new(|round| write(with, round))),
+                ("log", Box::new(|round| write(before, round))),
                 (
                     "stalled",
                     Box::new(|round| {
-                        let _stalled = subscribe();
-                        write(with, round)
+                        let _unread = subscribe(stalled);
+                        write(stalled, round)
                     }),
                 ),
                 (
                     "reading",
                     Box::new(|round| {
-                        let mut changes = subscribe();
-                        let last = with.seq().0 + effort.count as u64;
+                        let mut changes = subscribe(reading);
+                        let last = reading.seq().0 + effort.count as u64;
                         let reader = std::thread::spawn(move || {
                             let mut count = 0;
                             while changes.received().seq.0 < last {
@@ -179,7 +183,7 @@ fn feed(effort: Effort) {
                             }
                             (count, Instant::now())
                         });
-                        let rate = write(with, round);
+                        let rate = write(reading, round);
                         let ended = Instant::now();
                         let (count, read) = reader.join().expect("a reader");
                         assert_eq!(count, effort.count);
@@ -190,8 +194,6 @@ fn feed(effort: Effort) {
             ],
         );
         println!("  {}", if in_memory { "in memory" } else { "in a directory" });
-        let names =
-            ["no subscriber", "none now, one before", "one that does not read", "one that reads"];
         for (name, rate) in names.iter().zip(&found) {
             let [median, min, max] = [rate.median(), rate.min(), rate.max()].map(|rate| rate / 1e6);
             println!("    {name:<24} {median:.3} M/s ({min:.3} to {max:.3})");

@@ -431,6 +431,10 @@ impl Database {
             syncs: meters.sync.read(),
             cuts: meters.cut.read(),
             saves: meters.save.read(),
+            role: self.role(),
+            replicas: self.engine.hub.replicas(self.seq()),
+            replica_syncs: self.engine.hub.counts(),
+            following: self.engine.following().map(|following| following.status()),
         }
     }
 

@@ -2,9 +2,12 @@
 
 mod figures;
 
+use crate::commit::Role;
+use crate::follow::ReplicaStatus;
 use crate::meters::Histogram;
 use crate::options::StillInfo;
 use crate::position::{Position, Seq};
+use crate::serve::hub::{ReplicaInfo, SyncCounts};
 
 /// Figures of one database at about one moment.
 ///
@@ -59,6 +62,14 @@ pub struct Stats {
     pub cuts: Histogram,
     /// .. saves, from the cut to the last sync.
     pub saves: Histogram,
+    /// Whether it takes writes.
+    pub role: Role,
+    /// The replicas that are connected to it.
+    pub replicas: Vec<ReplicaInfo>,
+    /// How replicas of its own caught up in this run.
+    pub replica_syncs: SyncCounts,
+    /// How it follows its source, if it does.
+    pub following: Option<ReplicaStatus>,
 }
 
 /// How far the log of an open directory is.

@@ -10,6 +10,7 @@ use stillframe::{
 
 use crate::link::{self, Address, Connected, Counts, NodeOptions, Serving};
 use crate::live::{self, Look};
+use crate::metrics::Metrics;
 use crate::{Answer, EXIT_CODES, interrupt, open, ui};
 
 /// Follow a node that serves its database: the directory becomes what that has, and stays it
@@ -30,6 +31,9 @@ pub(crate) struct Follow {
     /// Give up, once, what is here and the source lacks
     #[arg(long)]
     resync: bool,
+    /// Serve figures here over HTTP, as Prometheus reads them; `stillframe top` shows them
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
     #[command(flatten)]
     node: NodeOptions,
 }
@@ -52,6 +56,7 @@ struct Followed<'a> {
     refused: Option<String>,
     received_bytes: u64,
     listening: &'a [String],
+    metrics: Option<&'a str>,
     replicas: Vec<Connected>,
 }
 
@@ -67,9 +72,12 @@ impl Follow {
         if self.resync {
             replica.resync();
         }
+        let metrics = Metrics::start(&database, &self.directory, self.metrics.as_deref())?;
+        let metrics_at = metrics.as_ref().map(|metrics| metrics.address.to_string());
         live::watch(&self.node.pace, json, || {
-            self.followed(&database, &replica, serving.as_ref())
+            self.followed(&database, &replica, serving.as_ref(), metrics_at.as_deref())
         })?;
+        drop(metrics);
         replica.stop();
         if let Some(serving) = serving {
             serving.primary.shutdown();
@@ -83,6 +91,7 @@ impl Follow {
         database: &Database,
         replica: &Replica,
         serving: Option<&'a Serving>,
+        metrics: Option<&'a str>,
     ) -> anyhow::Result<Followed<'a>> {
         let status = replica.status();
         let ReplicaStatus { state, source_seq, lag, lag_ms, links, received_bytes, .. } = status;
@@ -116,6 +125,7 @@ impl Follow {
             refused,
             received_bytes,
             listening: serving.map_or(&[], |serving| &serving.listening),
+            metrics,
             replicas: serving.map(Serving::replicas).unwrap_or_default(),
         })
     }

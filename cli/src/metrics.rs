@@ -28,7 +28,16 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn serve(db: &Database, directory: &Path, address: &str) -> anyhow::Result<Self> {
+    /// Serves them if there is an address.
+    pub(crate) fn start(
+        db: &Database,
+        directory: &Path,
+        address: Option<&str>,
+    ) -> anyhow::Result<Option<Self>> {
+        address.map(|address| Self::serve(db, directory, address)).transpose()
+    }
+
+    fn serve(db: &Database, directory: &Path, address: &str) -> anyhow::Result<Self> {
         let listener =
             TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
         let address = listener.local_addr()?;
@@ -94,7 +103,7 @@ pub(crate) fn address_of(target: &str) -> anyhow::Result<String> {
     }
     let file = directory.join(ADDRESS_FILE);
     fs::read_to_string(&file)
-        .with_context(|| format!("{target} is not served with --metrics: open {}", file.display()))
+        .with_context(|| format!("{target} is not open with --metrics: open {}", file.display()))
 }
 
 /// What is served at `address`.

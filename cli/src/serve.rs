@@ -51,10 +51,7 @@ impl Serve {
         let name = self.node.name(&self.directory);
         let serving = Serving::start(&database, &self.listen, key, name, !json)?;
         let serving = serving.expect("an address is required");
-        let metrics = self.metrics.as_deref();
-        let metrics = metrics
-            .map(|address| Metrics::serve(&database, &self.directory, address))
-            .transpose()?;
+        let metrics = Metrics::start(&database, &self.directory, self.metrics.as_deref())?;
         let metrics_at = metrics.as_ref().map(|metrics| metrics.address.to_string());
         let mut rate = Rate::new(database.seq().0);
         live::watch(&self.node.pace, json, || {

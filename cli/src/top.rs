@@ -1,4 +1,4 @@
-//! `stillframe top`: a running `serve`, seen from another terminal.
+//! `stillframe top`: a running `serve` or `follow`, seen from another terminal.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,13 +8,13 @@ use serde::Serialize;
 use crate::live::{self, Look, Pace};
 use crate::{Answer, EXIT_CODES, interrupt, metrics, ui};
 
-/// Watch a database that `serve --metrics` has open: rates, latencies, memory, log
+/// Watch a database that `serve` or `follow` has open with `--metrics`: rates, latencies, memory, log
 ///
 /// Goes on until Ctrl-C or SIGTERM, or until the database is served no more, which is a failure.
 #[derive(clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Top {
-    /// The database's directory, or the address that `serve --metrics` was given
+    /// The database's directory, or the address that `--metrics` was given
     #[arg(value_name = "DIR|ADDRESS")]
     target: String,
     #[command(flatten)]
@@ -44,6 +44,14 @@ struct Seen {
     log_bytes: Option<u64>,
     not_durable: Option<u64>,
     not_saved: Option<u64>,
+    is_primary: bool,
+    replicas: u64,
+    /// Batches that the replica which is farthest behind lacks.
+    most_behind: Option<u64>,
+    /// Of a replica: whether its source's batches come.
+    is_streaming: Option<bool>,
+    lag: Option<u64>,
+    lag_s: Option<f64>,
     keyspaces: Vec<Space>,
 }
 
@@ -131,6 +139,16 @@ impl Seen {
             log_bytes: value("stillframe_log_bytes").map(whole),
             not_durable: behind("stillframe_log_durable_seq"),
             not_saved: behind("stillframe_log_saved_seq"),
+            is_primary: value("stillframe_primary") == Some(1.0),
+            replicas: count("stillframe_replicas"),
+            most_behind: now
+                .iter()
+                .filter(|(name, _)| name.starts_with("stillframe_replica_lag_batches{"))
+                .map(|(_, lag)| whole(*lag))
+                .max(),
+            is_streaming: value("stillframe_streaming").map(|value| value == 1.0),
+            lag: value("stillframe_lag_batches").map(whole),
+            lag_s: value("stillframe_lag_seconds"),
             keyspaces: keyspaces.collect(),
         }
     }
@@ -153,6 +171,23 @@ fn quantile(name: &str, q: f64, before: &Figures, now: &Figures) -> Option<f64> 
     let (_, total) = *new.last()?;
     let found = new.iter().find(|(_, below)| total > 0.0 && *below >= q * total)?;
     found.0.is_finite().then_some((found.0 * 1e8).round() / 100.0)
+}
+
+impl Seen {
+    /// What there is to say of sources and replicas.
+    fn replication(&self) -> Option<String> {
+        let source = self.is_streaming.map(|is_streaming| {
+            let state = if is_streaming { "follows its source" } else { "out of touch" };
+            let age = self.lag_s.map_or(String::new(), |s| format!(", {s:.1} s old"));
+            format!("{state}, {} behind{age}", ui::batches(self.lag.unwrap_or(0)))
+        });
+        let replicas = self.most_behind.map(|lag| {
+            let replicas = ui::plural(self.replicas, "replica");
+            format!("{replicas}, at most {} behind", ui::batches(lag))
+        });
+        let said: Vec<_> = source.into_iter().chain(replicas).collect();
+        (!said.is_empty()).then(|| said.join("; "))
+    }
 }
 
 impl Look for Seen {
@@ -187,6 +222,7 @@ impl Look for Seen {
                 us(self.sync_p99_us),
             ));
         }
+        lines.extend(self.replication());
         let space = |space: &Space| {
             let Space { name, records, raw_bytes } = space;
             format!("  {name}: {}, {}", ui::plural(*records, "record"), ui::bytes(*raw_bytes))

@@ -662,7 +662,7 @@ fn top_shows_what_is_served() {
     let shell = Shell::new();
     shell.expect(0, "key key");
     shell.fill("primary", "film", 10);
-    assert!(shell.fail(2, "top primary").contains("not served with --metrics"));
+    assert!(shell.fail(2, "top primary").contains("not open with --metrics"));
     let (primary, _) = shell.serve("primary", "--metrics 127.0.0.1:0");
     let address = primary.last["metrics"].as_str().unwrap().to_owned();
     for target in ["primary", &address] {
@@ -671,6 +671,16 @@ fn top_shows_what_is_served() {
         assert_eq!(seen["keyspaces"][0]["name"], "films");
         assert_eq!((&seen["not_durable"], &seen["stills"]), (&0.into(), &0.into()));
     }
+    let from = primary.last["listening"][0].as_str().unwrap().to_owned();
+    let line = format!("follow copy --from {from} --key-file key --metrics 127.0.0.1:0");
+    let mut copy = shell.start(&line);
+    copy.when("all", |said| said["state"] == "streaming" && said["lag"] == 0);
+    let mut top = shell.start("top copy");
+    let seen = top.when("what it follows", |seen| seen["is_streaming"] == true);
+    assert_eq!((&seen["is_primary"], &seen["lag"]), (&false.into(), &0.into()));
+    let mut top = shell.start("top primary");
+    top.when("its replica", |seen| seen["replicas"] == 1 && seen["most_behind"] == 0);
+    assert_eq!(copy.end("-TERM"), Some(0));
     assert_eq!(primary.end("-TERM"), Some(0));
     assert!(!shell.path().join("primary/metrics-address").exists());
     assert!(shell.fail(2, &format!("top {address}")).contains(&address));

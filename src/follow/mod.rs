@@ -243,7 +243,7 @@ impl Following {
         lock(&self.state)
     }
 
-    fn status(&self) -> ReplicaStatus {
+    pub(crate) fn status(&self) -> ReplicaStatus {
         let engine = self.engine.upgrade();
         let durable = engine.as_ref().map_or(Seq(0), |engine| engine.hub.durable_heard().seq);
         let own = engine.map(|engine| engine.tree().commit.standing());

@@ -1,10 +1,14 @@
 //! Statistics for monitoring systems: one list of figures, as Prometheus reads them and for the `metrics` facade.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
 use super::Stats;
+use crate::commit::Role;
+use crate::follow::ReplicaState;
 use crate::meters::Histogram;
+use crate::serve::hub::SyncCounts;
 
 /// Limits of the buckets that are told, in bits of nanoseconds: 256 ns to 69 s, each four times the one before.
 const LIMITS: std::ops::RangeInclusive<u32> = 8..=36;
@@ -179,6 +183,38 @@ impl Stats {
             add(gauge, "stillframe_log_segments", "Segments of the log.", log.segments);
             add(gauge, "stillframe_log_bytes", "Bytes of the log.", log.bytes);
         }
+        add(
+            gauge,
+            "stillframe_primary",
+            "1 if it takes writes, 0 for a replica.",
+            u64::from(self.role == Role::Primary),
+        );
+        add(
+            gauge,
+            "stillframe_replicas",
+            "Replicas that are connected.",
+            self.replicas.len() as u64,
+        );
+        if let Some(following) = &self.following {
+            let is_streaming = following.state == ReplicaState::Streaming;
+            add(
+                gauge,
+                "stillframe_streaming",
+                "1 if its source's batches come as they are written.",
+                u64::from(is_streaming),
+            );
+            add(gauge, "stillframe_lag_batches", "Batches behind its source.", following.lag);
+            add(counter, "stillframe_links_total", "Links to its source.", following.links);
+        }
+        if let Some(ms) = self.following.as_ref().and_then(|following| following.lag_ms) {
+            all.push(Figure {
+                name: "stillframe_lag_seconds",
+                help: "Age of what it has, against its source.",
+                kind: gauge,
+                label: None,
+                value: Duration::from_millis(ms).as_secs_f64(),
+            });
+        }
         let oldest = self.stills.iter().map(|still| still.age).max().unwrap_or_default();
         all.push(Figure {
             name: "stillframe_oldest_still_seconds",
@@ -197,6 +233,35 @@ impl Stats {
                 let label = Some(("keyspace", keyspace.name.clone()));
                 all.push(Figure { name, help, kind: gauge, label, value });
             }
+        }
+        // A node that came back may have two links for a moment, of which one is dead.
+        let replicas: BTreeMap<_, _> =
+            self.replicas.iter().map(|replica| (replica.node, replica)).collect();
+        let by_replica = [
+            ("stillframe_replica_lag_batches", "Batches that a replica has not applied."),
+            ("stillframe_replica_lag_bytes", "Bytes of the log not sent to a replica."),
+        ];
+        for (at, (name, help)) in by_replica.into_iter().enumerate() {
+            for (node, replica) in &replicas {
+                let value = [replica.lag, replica.lag_bytes][at] as f64;
+                let [a, b, c, d, ..] = node;
+                let of = format!("{} {a:02x}{b:02x}{c:02x}{d:02x}", replica.name);
+                let label = Some(("replica", of));
+                all.push(Figure { name, help, kind: gauge, label, value });
+            }
+        }
+        let SyncCounts { partial, delta, rewind, full, repair } = self.replica_syncs;
+        for (of, count) in [
+            ("partial", partial),
+            ("delta", delta),
+            ("rewind", rewind),
+            ("full", full),
+            ("repair", repair),
+        ] {
+            let name = "stillframe_replica_syncs_total";
+            let help = "Times that a replica caught up, by what it was sent.";
+            let label = Some(("kind", of.to_owned()));
+            all.push(Figure { name, help, kind: counter, label, value: count as f64 });
         }
         all
     }

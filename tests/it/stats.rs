@@ -1,9 +1,13 @@
 //! Statistics: that what is told was so, that the page of figures is well formed, and that the dashboard asks for what is on it.
 
 use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use stillframe::simulation::SimDisk;
-use stillframe::{Database, Durability, Error, SaveOptions};
+use stillframe::{
+    AckLevel, Database, Durability, Error, Link, PrimaryOptions, ReplicaSource, SaveOptions,
+};
 
 #[test]
 fn what_happens_is_counted_and_timed() {
@@ -84,7 +88,37 @@ fn the_dashboard_asks_for_figures_that_there_are() {
     let disk = SimDisk::new();
     let db = Database::builder().disk(disk).open("/db").unwrap();
     db.keyspace("data").unwrap();
-    let page = db.stats().to_prometheus();
+    let primary =
+        db.serve_replicas(PrimaryOptions::new().heartbeat(Duration::from_millis(10))).unwrap();
+    let (copy, attach) = (Database::in_memory(), primary.clone());
+    let source = ReplicaSource::links(move || {
+        let (ours, theirs) = Link::pair();
+        attach.attach(theirs);
+        Ok(ours)
+    });
+    let replica = copy.follow(source.name("copy")).unwrap();
+    primary.wait(db.position(), 1, AckLevel::Applied, Duration::from_secs(60)).unwrap();
+    // How old a replica is it says once it has heard what time its primary has.
+    let began = Instant::now();
+    while replica.status().lag_ms.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", replica.status());
+        thread::yield_now();
+    }
+    let (of_primary, of_copy) = (db.stats().to_prometheus(), copy.stats().to_prometheus());
+    replica.stop();
+    let says = |page: &str, line: &str| page.lines().any(|said| said.starts_with(line));
+    for line in [
+        "stillframe_primary 1",
+        "stillframe_replicas 1",
+        "stillframe_replica_lag_batches{replica=\"copy ",
+        "stillframe_replica_syncs_total{kind=\"full\"} 1",
+    ] {
+        assert!(says(&of_primary, line), "{line}: {of_primary}");
+    }
+    for line in ["stillframe_primary 0", "stillframe_lag_batches 0", "stillframe_links_total 1"] {
+        assert!(says(&of_copy, line), "{line}: {of_copy}");
+    }
+    let page = of_primary + &of_copy;
     let names: BTreeSet<&str> = page
         .lines()
         .filter(|line| !line.starts_with('#'))
