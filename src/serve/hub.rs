@@ -79,8 +79,7 @@ struct Session {
 /// How a replica caught up.
 ///
 /// ```
-/// use stillframe::{Database, Link, PrimaryOptions, ReplicaSource, SyncKind};
-/// # use std::time::Duration;
+/// use stillframe::{Database, Link, PrimaryOptions, ReplicaSource, ReplicaState, SyncKind};
 ///
 /// # let film = Database::in_memory();
 /// # let primary = film.serve_replicas(PrimaryOptions::new())?;
@@ -92,10 +91,14 @@ struct Session {
 /// #     Ok(ours)
 /// # });
 /// film.keyspace("frames")?.insert("1", "a train arrives")?;
+/// let (tell, told) = std::sync::mpsc::channel();
+/// let source = source.on_change(move |status| {
+///     let _ = tell.send(status.clone());
+/// });
 /// let replica = copy.follow(source)?;
-/// replica.wait_for(film.position(), Duration::from_secs(10))?;
+/// let streaming = told.iter().find(|status| status.state == ReplicaState::Streaming).unwrap();
 /// // It had nothing.
-/// assert_eq!(replica.status().caught_up, Some(SyncKind::Full));
+/// assert_eq!(streaming.caught_up, Some(SyncKind::Full));
 /// replica.stop();
 /// # Ok::<(), stillframe::Error>(())
 /// ```
