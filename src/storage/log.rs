@@ -36,6 +36,9 @@ use crate::sync::assert_no_latch;
 pub(crate) const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 /// Records may wait in memory up to this many bytes, unless a longer one must.
 const TAIL_BYTES: u64 = 16 << 20;
+/// The same where the log is in memory itself: whoever finds the tail full empties it, which should not take long, and what waits
+/// should be in a cache still.
+const MEMORY_TAIL_BYTES: u64 = 128 << 10;
 /// A mark with the fingerprint follows at least so many bytes of records.
 const MARK_EVERY: u64 = 64 << 10;
 /// Room for the marks that may come between two promises of room.
@@ -84,6 +87,8 @@ pub(crate) struct Log {
 struct Writer {
     current: Option<Segment>,
     spare: Option<Spare>,
+    /// The disk is memory: see [`Disk::is_memory`](super::Disk::is_memory).
+    is_memory: bool,
     /// Segments that were left and not synced since, oldest first, each with its last batch.
     unsynced: Vec<(Segment, Seq)>,
     /// Segments that were left, oldest first.
@@ -136,7 +141,7 @@ impl Log {
         spare: Option<Spare>,
     ) -> Self {
         let (want_spare, spare_wanted) = bounded(1);
-        let seq = start.base.position.seq.0;
+        let (seq, is_memory) = (start.base.position.seq.0, directory.disk.is_memory());
         Self {
             directory,
             segment_bytes: segment_bytes.clamp(OVERHEAD + MARKS, MAX_SEGMENT_LEN),
@@ -147,6 +152,7 @@ impl Log {
             writer: Mutex::new(Writer {
                 current: None,
                 spare,
+                is_memory,
                 unsynced: Vec::new(),
                 closed: start.closed.into(),
                 pruned: 0,
@@ -717,7 +723,8 @@ impl Writer {
         let here = self.current.as_ref().map_or(0, Segment::room);
         let spare = self.spare.as_ref().map_or(0, |spare| spare.capacity.saturating_sub(OVERHEAD));
         let sure = here.max(spare).saturating_sub(MARKS);
-        sure.min(TAIL_BYTES.max(wanted))
+        let most = if self.is_memory { MEMORY_TAIL_BYTES } else { TAIL_BYTES };
+        sure.min(most.max(wanted))
     }
 
     /// Writes what was drained behind all there is, and a mark if one is asked for or due.
@@ -826,7 +833,10 @@ impl Writer {
             });
             left.write(&end, left.offset, Way::Call)?;
             left.leave();
-            self.unsynced.push((left, self.base.position.seq));
+            // What is never synced would stay with its handle.
+            if !self.is_memory {
+                self.unsynced.push((left, self.base.position.seq));
+            }
         }
         let beginning = Beginning { base: self.base, previous: self.previous, durable };
         self.current = Some(Segment::begin(spare, &beginning)?);

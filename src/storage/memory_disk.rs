@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::group::lock;
 use super::{Disk, DiskFile, DiskMap};
@@ -16,11 +16,71 @@ pub(crate) struct MemoryDisk {
     files: Mutex<BTreeMap<PathBuf, Arc<MemoryFile>>>,
 }
 
+/// A file takes memory in pieces of so many bytes, as it is written: none is moved when it grows, and the allocator gives
+/// those of a file that is gone to the next.
+const PIECE: usize = 64 << 10;
+
+type MemoryFile = RwLock<Content>;
+
 #[derive(Debug, Default)]
-struct MemoryFile(RwLock<Vec<u8>>);
+struct Content {
+    /// Each as far as it was written; zeros follow, up to the next.
+    pieces: Vec<Vec<u8>>,
+    len: usize,
+}
 
 #[derive(Debug)]
 struct Handle(Arc<MemoryFile>);
+
+impl Content {
+    fn read(&self, mut buf: &mut [u8], mut offset: usize) -> usize {
+        let count = self.len.saturating_sub(offset).min(buf.len());
+        buf = &mut buf[..count];
+        while !buf.is_empty() {
+            let (piece, at) = (self.pieces.get(offset / PIECE), offset % PIECE);
+            let len = buf.len().min(PIECE - at);
+            let written = piece.and_then(|piece| piece.get(at..)).unwrap_or_default();
+            let written = &written[..written.len().min(len)];
+            let part = buf.split_off_mut(..len).expect("not longer");
+            part[..written.len()].copy_from_slice(written);
+            part[written.len()..].fill(0);
+            offset += len;
+        }
+        count
+    }
+
+    fn write(&mut self, mut bytes: &[u8], mut offset: usize) {
+        if !bytes.is_empty() {
+            self.len = self.len.max(offset + bytes.len());
+        }
+        while !bytes.is_empty() {
+            let (number, at) = (offset / PIECE, offset % PIECE);
+            if self.pieces.len() <= number {
+                self.pieces.resize_with(number + 1, Vec::new);
+            }
+            let piece = &mut self.pieces[number];
+            let part = bytes.split_off(..bytes.len().min(PIECE - at)).expect("not longer");
+            if piece.capacity() == 0 {
+                piece.reserve_exact(PIECE);
+            }
+            if piece.len() < at {
+                piece.resize(at, 0);
+            }
+            let (over, behind) = part.split_at(part.len().min(piece.len() - at));
+            piece[at..at + over.len()].copy_from_slice(over);
+            piece.extend_from_slice(behind);
+            offset += part.len();
+        }
+    }
+
+    fn set_len(&mut self, len: usize) {
+        self.pieces.truncate(len.div_ceil(PIECE));
+        if let Some(last) = self.pieces.get_mut(len / PIECE) {
+            last.truncate(len % PIECE);
+        }
+        self.len = len;
+    }
+}
 
 fn missing() -> io::Error {
     io::ErrorKind::NotFound.into()
@@ -87,49 +147,46 @@ impl Disk for MemoryDisk {
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
         Ok(())
     }
+
+    fn is_memory(&self) -> bool {
+        true
+    }
 }
 
 impl Handle {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
-        self.0.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Content> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<u8>> {
-        self.0.0.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, Content> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A place in memory.
+fn place(offset: u64) -> io::Result<usize> {
+    usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
 impl DiskFile for Handle {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let bytes = self.read();
-        let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
-        let rest = rest.unwrap_or_default();
-        let count = rest.len().min(buf.len());
-        buf[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
+        Ok(place(offset).map_or(0, |offset| self.read().read(buf, offset)))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let too_far = || io::Error::from(io::ErrorKind::FileTooLarge);
-        let start = usize::try_from(offset).map_err(|_| too_far())?;
-        let end = start.checked_add(buf.len()).ok_or_else(too_far)?;
-        let mut bytes = self.write();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        bytes[start..end].copy_from_slice(buf);
+        let offset = place(offset)?;
+        offset.checked_add(buf.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.write().write(buf, offset);
         Ok(buf.len())
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.read().len() as u64)
+        Ok(self.read().len as u64)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let mut bytes = self.write();
-        bytes.resize(len, 0);
-        bytes.shrink_to_fit();
+        let len = place(len)?;
+        self.write().set_len(len);
         Ok(())
     }
 
@@ -163,5 +220,42 @@ mod tests {
         read_exact_at(&*reader, &mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"\0\0\0film");
         assert_eq!(reader.read_at(&mut bytes, 7).unwrap(), 0);
+    }
+
+    /// Against a plain vector, around the ends of pieces.
+    #[test]
+    fn a_file_in_pieces_reads_as_one() {
+        let file = MemoryDisk::default().create_new(Path::new("/a")).unwrap();
+        let mut model: Vec<u8> = Vec::new();
+        let mut random = 22_u64;
+        let mut below = |limit: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as usize % limit
+        };
+        let near_an_end = |below: &mut dyn FnMut(usize) -> usize| below(4) * PIECE + below(9);
+        for step in 0..3_000 {
+            let (at, len) = (near_an_end(&mut below), near_an_end(&mut below));
+            match below(8) {
+                0 => {
+                    file.set_len(at as u64).unwrap();
+                    model.resize(at, 0);
+                }
+                1..=3 => {
+                    let len = len % (2 * PIECE);
+                    file.write_at(&vec![step as u8 | 1; len], at as u64).unwrap();
+                    if len > 0 {
+                        model.resize(model.len().max(at + len), 0);
+                        model[at..at + len].fill(step as u8 | 1);
+                    }
+                }
+                _ => {
+                    let mut bytes = vec![7; len];
+                    let count = file.read_at(&mut bytes, at as u64).unwrap();
+                    let expected = model.get(at..).unwrap_or_default();
+                    assert_eq!(&bytes[..count], &expected[..expected.len().min(len)], "{step}");
+                }
+            }
+            assert_eq!(file.len().unwrap(), model.len() as u64, "{step}");
+        }
     }
 }

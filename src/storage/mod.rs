@@ -112,6 +112,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     ///
     /// After an error nobody knows which of them are, and a later success does not tell either.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Whether it is memory, which ends with this process: no sync makes anything more durable, and a write finds room
+    /// whether that was made before or not.
+    fn is_memory(&self) -> bool {
+        false
+    }
 }
 
 /// An open file. Reads and writes name their place, so any number of threads share one handle.

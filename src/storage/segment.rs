@@ -54,6 +54,12 @@ impl Spare {
         let (temporary, file) = create_temporary(disk, &path)?;
         let fill = || -> crate::Result<()> {
             let told = |source| Error::io("write", &temporary, source);
+            if disk.is_memory() {
+                file.set_len(capacity).map_err(told)?;
+                write_all_at(&*file, &label.encode(), 0).map_err(told)?;
+                let renamed = disk.rename(&temporary, &path);
+                return renamed.map_err(|source| Error::io("rename to", &path, source));
+            }
             // Zeros are written, not promised: a sync of bytes that have their blocks commits no metadata.
             #[expect(clippy::cast_possible_truncation, reason = "a piece at most")]
             let zeros = vec![0; capacity.min(piece) as usize];

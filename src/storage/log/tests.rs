@@ -96,3 +96,17 @@ fn what_is_made_ahead_can_be_left() {
     log.make_spare(commit, 0).unwrap();
     assert_eq!(names().len(), before.len() + 1);
 }
+
+/// A log in memory kept a handle to each segment that it had left, to be synced some time, and nobody synced it: whatever was pruned
+/// stayed in memory, for good.
+#[test]
+fn a_log_in_memory_lets_go_of_what_is_pruned() {
+    let db = Database::builder().backlog_bytes(64 << 10).in_memory().unwrap();
+    let log = db.engine().source_log().unwrap();
+    let keyspace = db.keyspace("films").unwrap();
+    (0..1_000).for_each(|_| keyspace.insert("Metropolis", [7; 1 << 10]).unwrap());
+    let (segments, bytes) = log.size();
+    assert!((2..=12).contains(&segments) && bytes <= 128 << 10, "{segments} of {bytes} bytes");
+    assert!(log.bytes() > 900 << 10, "most of it was pruned");
+    assert!(lock(&log.writer).unsynced.is_empty());
+}
