@@ -233,7 +233,7 @@ mod tests {
             (random >> 33) as usize % limit
         };
         let near_an_end = |below: &mut dyn FnMut(usize) -> usize| below(4) * PIECE + below(9);
-        for step in 0..3_000 {
+        for step in 0..3_000_u32 {
             let (at, len) = (near_an_end(&mut below), near_an_end(&mut below));
             match below(8) {
                 0 => {
@@ -242,10 +242,10 @@ mod tests {
                 }
                 1..=3 => {
                     let len = len % (2 * PIECE);
-                    file.write_at(&vec![step as u8 | 1; len], at as u64).unwrap();
+                    file.write_at(&vec![step.to_le_bytes()[0] | 1; len], at as u64).unwrap();
                     if len > 0 {
                         model.resize(model.len().max(at + len), 0);
-                        model[at..at + len].fill(step as u8 | 1);
+                        model[at..at + len].fill(step.to_le_bytes()[0] | 1);
                     }
                 }
                 _ => {
